@@ -1,0 +1,37 @@
+"""The one error that people see.
+
+UserError            what happened and where, why, and the next command; never shown with a traceback
+  ConfigError        the project file: a key, a value, a file that it names
+  DataError          the rows: more unreadable ones than the budget allows, nothing left to train on
+  ModelError         a base model that cannot be found, read or used for this
+  ResourceError      disk, memory or a lock that stands in the way
+
+Everything else that is raised is a fault of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """A mistake or an obstacle that its reader can remove: `what` and where, `why`, and what to do `next`."""
+
+    def __init__(self, what: str, why: str, next: str) -> None:
+        super().__init__(what)
+        self.what, self.why, self.next = what, why, next
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  why:  {self.why}\n  next: {self.next}"
+
+
+class ConfigError(UserError):
+    """The project file cannot be used as it stands."""
+
+
+class DataError(UserError):
+    """The rows cannot be used as they stand."""
+
+
+class ModelError(UserError):
+    """The model cannot be found, read or used."""
+
+
+class ResourceError(UserError):
+    """Disk, memory or another process stands in the way."""

@@ -1,0 +1,145 @@
+"""The types that stages exchange: rows, what became of them, decisions and verdicts.
+
+Folders of one layer never import each other; they meet here and in the files that these types are written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import orjson
+
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ["tool_calls": [...]]}
+Split = Literal["auto", "train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One canonical conversation.
+
+    `id` is the content's hash, so the same conversation has the same id wherever it stands; `source` and `line` say
+    where it was read (line counts from 1; in JSON arrays and Parquet files it is the row's number). `rejected` holds
+    the worse answer of a preference pair. `changes` lists what earlier stages did to the text.
+    """
+
+    messages: list[Message]
+    source: str
+    line: int
+    shape: str
+    split: Split = "auto"
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    rejected: str | None = None
+    parents: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return content_id({"messages": self.messages, "tools": self.tools})
+
+    @property
+    def prompt(self) -> list[Message]:
+        """All messages before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last answer, the one that is scored."""
+        return str(self.messages[-1]["content"])
+
+    @property
+    def group(self) -> str:
+        """The hash of the normalised prompt: rows of one group never stand on two sides of the split."""
+        words = [normalised(str(m["content"])) for m in self.prompt if m["role"] != "system"]
+        return content_id(words)
+
+    def changed(self, note: str, messages: list[Message]) -> Row:
+        return replace(self, messages=messages, changes=[*self.changes, note])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "group": self.group, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Row:
+        return cls(**{k: v for k, v in value.items() if k not in ("id", "group")})
+
+
+@dataclass(frozen=True)
+class Kept:
+    row: Row
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that goes no further: `reason` is a short fixed phrase to count by, `detail` says what was seen."""
+
+    row: Row
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A record that could not be read as a row; `record` keeps its beginning as it stood in the file."""
+
+    source: str
+    line: int
+    reason: str
+    fix: str
+    record: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A value that the planner derived, or that the project file pinned, and the reason for it."""
+
+    value: Any
+    reason: str
+
+
+Outcome = Literal["PASS", "FAIL", "NOT ENOUGH DATA"]
+EXIT_STATUS: dict[Outcome, int] = {"PASS": 0, "FAIL": 3, "NOT ENOUGH DATA": 4}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with the bounds of its confidence interval, all in the metric's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What one gate decided: the gain of tuned over base, the test behind it, and the rows that would be enough."""
+
+    metric: str
+    margin: float
+    alpha: float
+    outcome: Outcome
+    gain: Interval
+    test: str
+    p_value: float | None
+    rows: int
+    rows_needed: int | None
+    sentence: str
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """The verdict over several gates: one FAIL fails, and what was not measured is never a pass."""
+    if not outcomes:
+        return "NOT ENOUGH DATA"
+    return max(outcomes, key=["PASS", "NOT ENOUGH DATA", "FAIL"].index)
+
+
+def normalised(text: str) -> str:
+    """Lower case, runs of non-word characters as one space: what counts as the same prompt. Text without words stays."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) or text.strip()
+
+
+def content_id(value: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of the value's canonical JSON."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -1,0 +1,243 @@
+"""Resumable steps: a plain function, an identity, a folder that appears only when it is complete.
+
+A step is `fn(*arguments, out_dir) -> summary`. Each argument is a part of the project file or the artifact of an earlier
+step, and nothing else reaches the function, so that the hash of its name, its version (`VERSION` in its module) and its
+arguments says all that its result can depend on. The work happens in a hidden folder; `record.json` is written last, and
+one rename publishes both. A step that was killed leaves a hidden folder, which the next run throws away.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from tunesmith.core import store
+from tunesmith.core.errors import ResourceError, UserError
+
+State = Literal["done", "ran", "to run"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a step made: its folder and its summary. `summary` is empty while the step has still to run."""
+
+    step: str
+    identity: str
+    folder: Path
+    state: State
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+
+Summary = dict[str, Any]
+StepFunction = Callable[..., Summary]
+
+
+class Stopped(Exception):
+    """Raised by `--until`: the last wanted step is done."""
+
+
+class Steps:
+    """Runs steps in one project's output folder, or, with `look=True`, only tells what would run."""
+
+    def __init__(self, output: Path, *, look: bool = False, until: str | None = None, force: str | None = None,
+                 say: Callable[[str], None] = lambda line: None) -> None:
+        self.output, self.look, self.until, self.force, self.say = output, look, until, force, say
+        self.artifacts: dict[str, Artifact] = {}
+        self.hashed: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, name: str, fn: StepFunction, *arguments: Any) -> Artifact:
+        """The artifact of a step: from disk when a finished one has this identity, else by running it."""
+        hashed = {"step": name, "version": sys.modules[fn.__module__].__dict__["VERSION"],
+                  "arguments": dict(zip(inspect.signature(fn).parameters, map(_stable, arguments)))}
+        identity = hashlib.sha256(_dump(hashed).encode()).hexdigest()[:16]
+        folder = self.output / "steps" / name / identity
+        self.hashed[name] = hashed
+        forced = self.force == name and not self.look
+        if (folder / "record.json").is_file() and not forced:
+            artifact = Artifact(name, identity, folder, "done", store.read_json(folder / "record.json")["summary"])
+            os.utime(folder / "record.json")  # the newest record is the one that the project last used
+            self.say(f"{name:<9} unchanged")
+        elif self.look:
+            artifact = Artifact(name, identity, folder, "to run")
+        else:
+            artifact = self._run(name, fn, arguments, hashed, folder)
+        self.artifacts[name] = artifact
+        if name == self.until:
+            raise Stopped
+        return artifact
+
+    def _run(self, name: str, fn: StepFunction, arguments: tuple[Any, ...], hashed: dict[str, Any], folder: Path) -> Artifact:
+        because = "forced" if self.force == name else self.why(name)
+        self.say(f"{name:<9} {'; '.join(because) if isinstance(because, list) else because}")
+        work = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(work, ignore_errors=True)
+        started = time.time()
+        try:
+            work.mkdir(parents=True)
+            summary = fn(*arguments, work)
+            store.write_json(work / "record.json", {
+                "step": name, "identity": folder.name, "because": because, "hashed": hashed, "summary": summary,
+                "config": {k: _resolved(a) for k, a in zip(hashed["arguments"], arguments) if not isinstance(a, Artifact)},
+                "inputs": {k: {"step": a.step, "identity": a.identity}
+                           for k, a in zip(hashed["arguments"], arguments) if isinstance(a, Artifact)},
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                "seconds": round(time.time() - started, 3), "versions": versions(),
+            })
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(work, folder)
+        except UserError:
+            self._keep_failed(name, work)
+            raise
+        except Exception as error:
+            if not _disk_is_full(error):
+                raise
+            shutil.rmtree(work, ignore_errors=True)
+            free_bytes = shutil.disk_usage(self.output).free
+            raise ResourceError(
+                f"the disk is full: step {name} could not write its result",
+                f"{free_bytes / 1e6:,.0f} MB are free in {self.output}; what the step had written was removed",
+                "free some space, then run the same command again: finished steps are kept",
+            ) from None
+        return Artifact(name, folder.name, folder, "ran", summary)
+
+    def _keep_failed(self, name: str, work: Path) -> None:
+        """What a refused step wrote (the quarantine, say) is there to be read, and is never taken for a result."""
+        failed = self.output / "failed" / name
+        shutil.rmtree(failed, ignore_errors=True)
+        failed.parent.mkdir(exist_ok=True)
+        os.replace(work, failed)
+
+    def why(self, name: str) -> list[str]:
+        """Why a step has to run: the fields in which it differs from the last finished one, traced to their origin."""
+        before = last_record(self.output, name)
+        if before is None:
+            unfinished = list((self.output / "steps" / name).glob(".*.unfinished"))
+            return ["the last attempt did not finish"] if unfinished else ["it has not run yet"]
+        return self.differences(before["hashed"]) or ["its result was removed"]
+
+    def differences(self, before: dict[str, Any]) -> list[str]:
+        now = self.hashed[before["step"]]
+        found = []
+        for key, old, new in _diff(before["arguments"], now["arguments"], ""):
+            if isinstance(new, dict) and "artifact" in new:
+                found += self._differences_of_input(key, old, new)
+            else:
+                found.append(f"{key}: {_short(old)} -> {_short(new)}")
+        if before["version"] != now["version"]:
+            found.append(f"the step itself changed (version {before['version']} -> {now['version']})")
+        return found
+
+    def _differences_of_input(self, key: str, old: Any, new: dict[str, Any]) -> list[str]:
+        record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
+        deeper = self.differences(store.read_json(record)["hashed"]) if record.is_file() else []
+        return [d if " via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
+
+
+def last_record(output: Path, name: str) -> dict[str, Any] | None:
+    """The record of the finished step of this name that the project used last."""
+    records = sorted((output / "steps" / name).glob("[!.]*/record.json"), key=lambda p: p.stat().st_mtime_ns)
+    return store.read_json(records[-1]) if records else None
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Holds the project for this process. A killed holder's lock goes with it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ResourceError(f"another run works in {output}", f"process {file.read().strip() or '?'} holds its lock",
+                                "wait for it, or stop that process, then run the same command again") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def versions() -> dict[str, str]:
+    names = ("tunesmith", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
+    found = {name: version for name in names if (version := _version(name))}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _stable(value: Any) -> Any:
+    """The value as JSON that every process writes alike; raises TypeError for anything else."""
+    if isinstance(value, Artifact):
+        return {"artifact": value.step, "identity": value.identity}
+    if isinstance(value, BaseModel):
+        return {name: _stable(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Path):
+        return {"file": value.name, "sha256": store.digest(value)}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _stable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stable(item) for item in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError(f"a step's argument must not hold {value!r}: its text may differ from one process to the next")
+
+
+def _resolved(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, list | tuple):
+        return [_resolved(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+
+
+def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict) and "artifact" not in new:
+        for key in sorted(old.keys() | new.keys()):
+            yield from _diff(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new)):
+            yield from _diff(a, b, f"{at}.{i}")
+    elif old != new:
+        yield at, old, new
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Also where a library wraps the operating system's error in one of its own (safetensors does)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "os error 28" in str(error).lower() or "no space left on device" in str(error).lower()
