@@ -25,7 +25,8 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
     missing = [name for name in re.findall(r"\$\{(\w+)\}", str(path)) if name not in os.environ]
     if missing:
         raise ValueError(f"the environment variable {missing[0]} is not set; this path begins there")
-    return (info.context or {}).get("root", Path.cwd()) / os.path.expandvars(path)
+    root: Path = (info.context or {}).get("root", Path.cwd())
+    return root / os.path.expandvars(path)
 
 
 def _existing(path: Path) -> Path:
@@ -39,8 +40,9 @@ def _existing(path: Path) -> Path:
 
 InputFile = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Metric = Literal["exact_match", "valid_json", "schema_valid", "field_precision", "field_recall", "field_f1", "rouge_l",
-                 "perplexity"]
+Metric = Literal[
+    "exact_match", "valid_json", "schema_valid", "field_precision", "field_recall", "field_f1", "rouge_l", "perplexity"
+]
 
 
 class Section(BaseModel):
@@ -256,14 +258,20 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = (error.problem if isinstance(error, yaml.MarkedYAMLError) else None) or "the YAML cannot be read"
-        raise ConfigError(f"{where} is not valid YAML", problem, f"mend line {mark.line + 1 if mark else 1} and run "
-                          f"`tunesmith check {path}`") from None
+        raise ConfigError(
+            f"{where} is not valid YAML",
+            problem,
+            f"mend line {mark.line + 1 if mark else 1} and run `tunesmith check {path}`",
+        ) from None
     lines: dict[tuple[Any, ...], int] = {}
     _note_lines(root, (), lines, path)
     tree = yaml.safe_load(text)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no settings", "a project is a mapping with `name`, `model` and `data`",
-                          "tunesmith init YOUR_DATA.jsonl writes one to begin with")
+        raise ConfigError(
+            f"{path} holds no settings",
+            "a project is a mapping with `name`, `model` and `data`",
+            "tunesmith init YOUR_DATA.jsonl writes one to begin with",
+        )
     return tree, lines
 
 
@@ -272,8 +280,11 @@ def _note_lines(node: yaml.Node | None, at: tuple[Any, ...], lines: dict[tuple[A
         for key, value in node.value:
             place = (*at, key.value)
             if place in lines:
-                raise ConfigError(f"{path}:{key.start_mark.line + 1}: `{key.value}` stands twice",
-                                  f"the first is on line {lines[place]}; only one can count", "remove one of the two")
+                raise ConfigError(
+                    f"{path}:{key.start_mark.line + 1}: `{key.value}` stands twice",
+                    f"the first is on line {lines[place]}; only one can count",
+                    "remove one of the two",
+                )
             lines[place] = key.start_mark.line + 1
             _note_lines(value, place, lines, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -285,8 +296,11 @@ def _note_lines(node: yaml.Node | None, at: tuple[Any, ...], lines: dict[tuple[A
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override} has no value", "it is written as a.b.c=value",
-                          "for example --set train.learning_rate=0.0005")
+        raise ConfigError(
+            f"--set {override} has no value",
+            "it is written as a.b.c=value",
+            "for example --set train.learning_rate=0.0005",
+        )
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -300,8 +314,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             node[part] = node.get(part) if isinstance(node.get(part), dict | list) else {}
             node = node[part]
         else:
-            raise ConfigError(f"--set {key} leads nowhere", f"`{'.'.join(parents[: i + 1])}` is no section of the project",
-                              "docs/config.md lists every key")
+            raise ConfigError(
+                f"--set {key} leads nowhere",
+                f"`{'.'.join(parents[: i + 1])}` is no section of the project",
+                "docs/config.md lists every key",
+            )
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = parsed
     elif isinstance(node, dict):
@@ -310,20 +327,27 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {key} leads nowhere", f"`{last}` is no item there", "docs/config.md lists every key")
 
 
-def _explain(path: Path, lines: dict[tuple[Any, ...], int], overrides: list[str], error: ValidationError) -> ConfigError:
+def _explain(
+    path: Path, lines: dict[tuple[Any, ...], int], overrides: list[str], error: ValidationError
+) -> ConfigError:
     """The first fault in full, the others by their keys."""
     first, *rest = error.errors()
     at = tuple(first["loc"])
     dotted = ".".join(str(part) for part in at)
     shown = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), 1)
-    where = f"--set {dotted}" if any(o.partition("=")[0] == dotted for o in overrides) else f"{path}:{shown}: `{dotted}`"
+    where = (
+        f"--set {dotted}" if any(o.partition("=")[0] == dotted for o in overrides) else f"{path}:{shown}: `{dotted}`"
+    )
     others = "; also wrong: " + ", ".join(".".join(map(str, e["loc"])) for e in rest) if rest else ""
     if first["type"] == "extra_forbidden":
         valid = sorted(_keys_at(at[:-1]))
         near = difflib.get_close_matches(str(at[-1]), valid, 1, 0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(valid)}"
-        return ConfigError(f"{where} is no key that tunesmith knows", hint + others,
-                           f"write `{near[0]}` instead" if near else "docs/config.md lists every key")
+        return ConfigError(
+            f"{where} is no key that tunesmith knows",
+            hint + others,
+            f"write `{near[0]}` instead" if near else "docs/config.md lists every key",
+        )
     if first["type"] == "missing":
         return ConfigError(f"{where} is missing", "it has no default" + others, f"add `{at[-1]}:` (docs/config.md)")
     why = first["msg"].removeprefix("Value error, ")

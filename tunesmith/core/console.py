@@ -48,8 +48,10 @@ class _Plain:
             self.printed = now
             rate = self.done / (now - self.started)
             left_seconds = (self.total - self.done) / max(rate, 1e-9)
-            say(f"{self.label}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f}/s, "
-                f"{left_seconds:,.0f} s left {note}".rstrip())
+            say(
+                f"{self.label}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f}/s, "
+                f"{left_seconds:,.0f} s left {note}".rstrip()
+            )
 
 
 @contextmanager
@@ -58,7 +60,14 @@ def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
     if not err.is_terminal:
         yield _Plain(label, total, unit)
         return
-    columns = (TextColumn("{task.description:<9}"), BarColumn(32), TextColumn("{task.percentage:>3.0f} %"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(32),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=err, transient=True) as bars:
         yield _Rich(bars, bars.add_task(label, total=total, note=""), unit)

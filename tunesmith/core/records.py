@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import orjson
@@ -59,7 +59,7 @@ class Row:
         return replace(self, messages=messages, changes=[*self.changes, note])
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "group": self.group, **asdict(self)}
+        return {"id": self.id, "group": self.group, **vars(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Row:

@@ -59,16 +59,26 @@ class Stopped(Exception):
 class Steps:
     """Runs steps in one project's output folder, or, with `look=True`, only tells what would run."""
 
-    def __init__(self, output: Path, *, look: bool = False, until: str | None = None, force: str | None = None,
-                 say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *,
+        look: bool = False,
+        until: str | None = None,
+        force: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.output, self.look, self.until, self.force, self.say = output, look, until, force, say
         self.artifacts: dict[str, Artifact] = {}
         self.hashed: dict[str, dict[str, Any]] = {}
 
     def __call__(self, name: str, fn: StepFunction, *arguments: Any) -> Artifact:
         """The artifact of a step: from disk when a finished one has this identity, else by running it."""
-        hashed = {"step": name, "version": sys.modules[fn.__module__].__dict__["VERSION"],
-                  "arguments": dict(zip(inspect.signature(fn).parameters, map(_stable, arguments)))}
+        hashed = {
+            "step": name,
+            "version": sys.modules[fn.__module__].__dict__["VERSION"],
+            "arguments": dict(zip(inspect.signature(fn).parameters, map(_stable, arguments))),
+        }
         identity = hashlib.sha256(_dump(hashed).encode()).hexdigest()[:16]
         folder = self.output / "steps" / name / identity
         self.hashed[name] = hashed
@@ -86,7 +96,9 @@ class Steps:
             raise Stopped
         return artifact
 
-    def _run(self, name: str, fn: StepFunction, arguments: tuple[Any, ...], hashed: dict[str, Any], folder: Path) -> Artifact:
+    def _run(
+        self, name: str, fn: StepFunction, arguments: tuple[Any, ...], hashed: dict[str, Any], folder: Path
+    ) -> Artifact:
         because = "forced" if self.force == name else self.why(name)
         self.say(f"{name:<9} {'; '.join(because) if isinstance(because, list) else because}")
         work = folder.with_name(f".{folder.name}.unfinished")
@@ -95,14 +107,27 @@ class Steps:
         try:
             work.mkdir(parents=True)
             summary = fn(*arguments, work)
-            store.write_json(work / "record.json", {
-                "step": name, "identity": folder.name, "because": because, "hashed": hashed, "summary": summary,
-                "config": {k: _resolved(a) for k, a in zip(hashed["arguments"], arguments) if not isinstance(a, Artifact)},
-                "inputs": {k: {"step": a.step, "identity": a.identity}
-                           for k, a in zip(hashed["arguments"], arguments) if isinstance(a, Artifact)},
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-                "seconds": round(time.time() - started, 3), "versions": versions(),
-            })
+            store.write_json(
+                work / "record.json",
+                {
+                    "step": name,
+                    "identity": folder.name,
+                    "because": because,
+                    "hashed": hashed,
+                    "summary": summary,
+                    "config": {
+                        k: _resolved(a) for k, a in zip(hashed["arguments"], arguments) if not isinstance(a, Artifact)
+                    },
+                    "inputs": {
+                        k: {"step": a.step, "identity": a.identity}
+                        for k, a in zip(hashed["arguments"], arguments)
+                        if isinstance(a, Artifact)
+                    },
+                    "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                    "seconds": round(time.time() - started, 3),
+                    "versions": versions(),
+                },
+            )
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(work, folder)
         except UserError:
@@ -168,8 +193,11 @@ def only_run(output: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ResourceError(f"another run works in {output}", f"process {file.read().strip() or '?'} holds its lock",
-                                "wait for it, or stop that process, then run the same command again") from None
+            raise ResourceError(
+                f"another run works in {output}",
+                f"process {file.read().strip() or '?'} holds its lock",
+                "wait for it, or stop that process, then run the same command again",
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -194,7 +222,7 @@ def _stable(value: Any) -> Any:
     if isinstance(value, Artifact):
         return {"artifact": value.step, "identity": value.identity}
     if isinstance(value, BaseModel):
-        return {name: _stable(getattr(value, name)) for name in type(value).model_fields}
+        return {key: _stable(item) for key, item in value if not type(value).model_fields[key].exclude}
     if isinstance(value, Path):
         return {"file": value.name, "sha256": store.digest(value)}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

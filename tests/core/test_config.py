@@ -1,0 +1,113 @@
+"""The project file: every mistake is named with its line, its key and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tunesmith.core import config
+from tunesmith.core.config import Project, Section, load_project
+from tunesmith.core.errors import ConfigError
+
+Write = Callable[..., Path]
+
+
+def sections(section: type[BaseModel] = Project, at: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    yield at, section
+    for name, field in section.model_fields.items():
+        for candidate in [field.annotation, *config._arguments(field.annotation)]:
+            if isinstance(candidate, type) and issubclass(candidate, Section):
+                yield from sections(candidate, f"{at}.{name}".strip("."))
+
+
+def test_a_project_loads_and_is_frozen(project: Write) -> None:
+    loaded = load_project(project())
+    assert loaded.name == "small"
+    assert loaded.data.sources[0].path.is_absolute()
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.__setattr__("name", "other")
+
+
+@pytest.mark.parametrize(("at", "section"), [pytest.param(a, s, id=a or "project") for a, s in sections()])
+def test_a_typo_in_any_key_is_named_with_the_nearest_key(project: Write, at: str, section: type[BaseModel]) -> None:
+    """Every key of every section, misspelt by dropping its third letter."""
+    for key in section.model_fields:
+        typo = key[:2] + key[3:] if len(key) > 3 else key + "x"
+        dotted = f"{at}.{typo}".strip(".").replace("sources.", "sources.0.").replace("gates.", "gates.0.")
+        extra = "evaluate: {gates: [{metric: perplexity}]}\n" if "gates" in at else ""
+        with pytest.raises(ConfigError) as error:
+            load_project(project(extra), [f"{dotted}=1"])
+        assert typo in error.value.what
+        assert f"did you mean `{key}`" in error.value.why
+        assert f"`{key}`" in error.value.next
+
+
+def test_a_typo_in_the_file_is_named_with_its_line(project: Write) -> None:
+    path = project("train:\n  epochs: 1\n  learnig_rate: 0.1\n")
+    with pytest.raises(ConfigError) as error:
+        load_project(path)
+    line = path.read_text().splitlines().index("  learnig_rate: 0.1") + 1
+    assert f"{path}:{line}" in error.value.what
+    assert "learning_rate" in error.value.why
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no settings"),
+        ("- 1\n", "no settings"),
+        ("name: [\n", "valid YAML"),
+        ("name: a\nname: b\n", "stands twice"),
+        ("name: a\n", "`data` is missing"),
+        ("name: a b\ndata: {sources: []}\n", "`name`"),
+        ("name: a\ndata: {sources: [{path: nowhere.jsonl}]}\n", "data.sources.0.path"),
+        ('name: a\ndata: {sources: [{path: "${TUNESMITH_NOT_SET}/x.jsonl"}]}\n', "data.sources.0.path"),
+    ],
+)
+def test_broken_files_are_explained(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "tunesmith.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_project(path)
+    assert words in error.value.what
+    assert error.value.why
+    assert error.value.next
+
+
+def test_a_missing_file_names_init(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no project file") as error:
+        load_project(tmp_path / "tunesmith.yaml")
+    assert "tunesmith init" in error.value.next
+
+
+def test_a_missing_source_names_the_near_one(project: Write) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_project(project(), ["data.sources.0.path=dta.jsonl"])
+    assert "data.jsonl" in error.value.why
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.learning_rate=1e-3", 1e-3),
+        ("train.learning_rate=0.5", 0.5),
+        ("train.epochs=2", 2.0),
+        ("train.patience=null", None),
+    ],
+)
+def test_overrides_are_laid_over_the_file(project: Write, override: str, value: Any) -> None:
+    key = override.partition("=")[0].split(".")[1]
+    assert load_project(project(), [override]).train.model_dump()[key] == value
+
+
+@pytest.mark.parametrize(
+    "override", ["train.epochs", "=3", "name.x.y=3", "data.sources.7.path=x", "train.epochs=-1", "train.epochs=many"]
+)
+def test_bad_overrides_are_explained(project: Write, override: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_project(project(), [override])
+    assert error.value.next

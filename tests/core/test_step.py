@@ -1,0 +1,215 @@
+"""Steps: identity, resuming, why, atomic publication, and what must not be hashed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tunesmith.core import store
+from tunesmith.core.config import Train
+from tunesmith.core.errors import ResourceError, UserError
+from tunesmith.core.step import Artifact, Steps, Stopped, last_record, only_run
+
+VERSION = 1
+CALLS: list[str] = []
+
+
+def numbers(train: Train, out: Path) -> dict[str, Any]:
+    CALLS.append("numbers")
+    store.write_json(out / "numbers.json", [train.seed])
+    return {"seed": train.seed}
+
+
+def double(numbers: Artifact, factor: int, out: Path) -> dict[str, Any]:
+    CALLS.append("double")
+    return {"value": numbers.summary["seed"] * factor}
+
+
+def story(steps: Steps, seed: int = 1, factor: int = 2) -> Artifact:
+    first = steps("numbers", numbers, Train(seed=seed))
+    return steps("double", double, first, factor)
+
+
+def test_unchanged_steps_are_not_run_again(tmp_path: Path) -> None:
+    CALLS.clear()
+    assert story(Steps(tmp_path)).summary == {"value": 2}
+    assert story(Steps(tmp_path)).state == "done"
+    assert CALLS == ["numbers", "double"]
+
+
+def test_a_change_reruns_what_follows_and_nothing_before(tmp_path: Path) -> None:
+    story(Steps(tmp_path))
+    CALLS.clear()
+    story(Steps(tmp_path), factor=3)
+    assert CALLS == ["double"]
+    CALLS.clear()
+    story(Steps(tmp_path), seed=5, factor=3)
+    assert CALLS == ["numbers", "double"]
+
+
+def test_an_earlier_result_is_found_again(tmp_path: Path) -> None:
+    story(Steps(tmp_path), seed=1)
+    story(Steps(tmp_path), seed=2)
+    CALLS.clear()
+    assert story(Steps(tmp_path), seed=1).summary == {"value": 2}
+    assert CALLS == []
+
+
+def test_why_names_the_field_and_traces_it_through_inputs(tmp_path: Path) -> None:
+    story(Steps(tmp_path), seed=1)
+    look = Steps(tmp_path, look=True)
+    story(look, seed=9)
+    assert look.why("numbers") == ["train.seed: 1 -> 9"]
+    assert look.why("double") == ["train.seed: 1 -> 9 (via numbers)"]
+    story(Steps(tmp_path), seed=9)
+    record = last_record(tmp_path, "double")
+    assert record is not None
+    assert record["because"] == ["train.seed: 1 -> 9 (via numbers)"]
+
+
+def test_looking_runs_nothing(tmp_path: Path) -> None:
+    CALLS.clear()
+    assert story(Steps(tmp_path, look=True)).state == "to run"
+    assert CALLS == []
+    assert not (tmp_path / "steps").exists()
+
+
+def test_force_and_until(tmp_path: Path) -> None:
+    story(Steps(tmp_path))
+    CALLS.clear()
+    story(Steps(tmp_path, force="double"))
+    assert CALLS == ["double"]
+    with pytest.raises(Stopped):
+        story(Steps(tmp_path, until="numbers"))
+
+
+def test_a_step_that_raises_leaves_no_result(tmp_path: Path) -> None:
+    def broken(value: int, out: Path) -> dict[str, Any]:
+        (out / "half").write_text("x")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        Steps(tmp_path)("broken", broken, 1)
+    assert not list((tmp_path / "steps" / "broken").glob("[!.]*"))
+
+
+def test_what_a_refused_step_wrote_is_kept_to_be_read(tmp_path: Path) -> None:
+    def refused(value: int, out: Path) -> dict[str, Any]:
+        (out / "quarantine.jsonl").write_text("{}\n")
+        raise UserError("what", "why", "next")
+
+    with pytest.raises(UserError):
+        Steps(tmp_path)("refused", refused, 1)
+    assert (tmp_path / "failed" / "refused" / "quarantine.jsonl").read_text() == "{}\n"
+    assert not list((tmp_path / "steps" / "refused").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), float("nan"), {1: "a"}, lambda: None])
+def test_values_without_a_stable_text_are_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TypeError, match="step's argument"):
+        Steps(tmp_path)("double", double, value, 2)
+
+
+def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
+    def size(path: Path, out: Path) -> dict[str, Any]:
+        return {"bytes": path.stat().st_size}
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("one")
+    first = Steps(tmp_path)("size", size, data)
+    os.utime(data, (0, 0))
+    assert Steps(tmp_path)("size", size, data).state == "done"
+    data.write_text("two")
+    assert Steps(tmp_path)("size", size, data).identity != first.identity
+
+
+def test_a_full_disk_is_explained(tmp_path: Path) -> None:
+    def fills(value: int, out: Path) -> dict[str, Any]:
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+        return {}
+
+    with pytest.raises(ResourceError) as error:
+        Steps(tmp_path)("fills", fills, 1)
+    assert "disk is full" in error.value.what
+    assert "run the same command again" in error.value.next
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_recognised_inside_a_library_error(tiny_disk: Path) -> None:
+    def fills(value: int, out: Path) -> dict[str, Any]:
+        save_file({"x": np.zeros(1_000_000)}, out / "x.safetensors")
+        return {}
+
+    with pytest.raises(ResourceError, match="disk is full"):
+        Steps(tiny_disk)("fills", fills, 1)
+
+
+def test_a_disk_too_small_for_the_record_is_explained(tiny_disk: Path) -> None:
+    def fills(value: int, out: Path) -> dict[str, Any]:
+        (out / "rows").write_bytes(b"x" * 900_000)
+        return {"long": "x" * 300_000}
+
+    with pytest.raises(ResourceError, match="disk is full"):
+        Steps(tiny_disk)("fills", fills, 1)
+    assert not list((tiny_disk / "steps" / "fills").glob("[!.]*"))
+
+
+def test_two_runs_do_not_share_a_project(tmp_path: Path) -> None:
+    with only_run(tmp_path), pytest.raises(ResourceError) as error, only_run(tmp_path):
+        pass
+    assert str(os.getpid()) in error.value.why
+
+
+def test_a_killed_step_is_run_again_and_never_trusted(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from tunesmith.core.step import Steps
+        VERSION = 1
+        def slow(value, out):
+            (out / "result.json").write_text('"half"')
+            print("writing", flush=True)
+            time.sleep(60)
+            return {{}}
+        Steps(Path({str(tmp_path)!r}))("slow", slow, 1)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    def slow(value: int, out: Path) -> dict[str, Any]:
+        assert not list(out.iterdir()), "the killed attempt's files must not reach the next one"
+        return {"finished": time.time()}
+
+    steps = Steps(tmp_path)
+    artifact = steps("slow", slow, 1)
+    assert artifact.state == "ran"
+    record = last_record(tmp_path, "slow")
+    assert record is not None
+    assert record["because"] == ["the last attempt did not finish"]

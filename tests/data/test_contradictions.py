@@ -1,0 +1,105 @@
+"""Contradictions: what is one context, what is the same answer, and the three ways to go on."""
+
+import csv
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.core.records import Dropped, Kept, Row
+from tunesmith.data.contradictions import resolve
+
+
+def row(prompt: str, answer: str, line: int = 1, system: str = "", calls: object = None, **more: object) -> Row:
+    messages = [{"role": "system", "content": system}] if system else []
+    last = {"role": "assistant", "content": answer} | ({"tool_calls": calls} if calls else {})
+    return Row([*messages, {"role": "user", "content": prompt}, last], "t.csv", line, "messages", **more)
+
+
+def test_report_keeps_all_and_names_one_other_row():
+    rows = [row("Up?", "yes", 1), row("other", "no", 2), row("up", "no", 3), row("UP", "yes", 4)]
+    results = list(resolve(rows, "report"))
+    assert [r.row.changes for r in results] == [
+        ["contradicts t.csv:3"],
+        [],
+        ["contradicts t.csv:1"],
+        ["contradicts t.csv:3"],
+    ]
+    assert [r.row.messages for r in results] == [r.messages for r in rows]
+
+
+def test_drop_drops_all_rows_of_the_prompt():
+    rows = [row("up", "yes", 1), row("other", "no", 2), row("up", "no", 3), row("up", "yes", 4)]
+    first, kept, second, third = resolve(rows, "drop")
+    assert kept == Kept(rows[1])
+    assert first == Dropped(rows[0], "contradiction", "2 answers to one prompt; see t.csv:3")
+    assert (second.detail, third.detail) == (
+        "2 answers to one prompt; see t.csv:1",
+        "2 answers to one prompt; see t.csv:3",
+    )
+
+
+def test_the_majority_stays():
+    rows = [row("up", "no", 1), row("up", "yes", 2), row("up", " yes", 3)]
+    outvoted, one, two = resolve(rows, "majority")
+    assert (one, two) == (Kept(rows[1]), Kept(rows[2]))
+    assert outvoted == Dropped(rows[0], "contradiction", "2 answers to one prompt; see t.csv:2")
+
+
+@pytest.mark.parametrize("answers", [["a", "b"], ["a", "a", "b", "b", "c"], ["a", "b", "c"]])
+def test_a_tie_drops_all(answers):
+    results = list(resolve([row("up", answer) for answer in answers], "majority"))
+    assert all(isinstance(result, Dropped) for result in results)
+
+
+@pytest.mark.parametrize(("one", "two"), [
+    ('{"a": 1, "b": 2}', '{"b":2,"a":1.0}'), ("yes  sir", " yes\nsir"), ('[{"x": 2.0}]', '[{"x": 2}]'),
+    ('"é"', r'"\u00e9"'),
+])  # fmt: skip
+def test_the_same_answer_written_two_ways_is_no_contradiction(one, two):
+    assert all(isinstance(result, Kept) for result in resolve([row("q", one), row("q", two)], "drop"))
+
+
+@pytest.mark.parametrize(("one", "two"), [
+    ('{"a": 1}', '{"a": true}'), ('{"a": "x  y"}', '{"a": "x y"}'), ("a b", '"a b"'), ('["a", "b"]', '["b", "a"]'),
+    ("Yes", "yes"), ('{"a": null}', "{}"),
+])  # fmt: skip
+def test_different_answers_contradict(one, two):
+    assert all(isinstance(result, Dropped) for result in resolve([row("q", one), row("q", two)], "drop"))
+
+
+def test_different_calls_contradict():
+    rows = [row("q", "", calls=[{"function": {"name": name}}]) for name in "fg"]
+    assert all(isinstance(result, Dropped) for result in resolve(rows, "drop"))
+
+
+@pytest.mark.parametrize("other", [
+    row("q", "no", system="Answer no."), row("q", "no", tools=[{"type": "function"}]), row("q", "no", split="test"),
+    row("-q", "no", system="x"),
+])  # fmt: skip
+def test_another_context_is_no_contradiction(other):
+    assert all(isinstance(result, Kept) for result in resolve([row("q", "yes"), other], "drop"))
+
+
+def test_sums_that_differ_in_a_sign_are_two_prompts():
+    rows = [row("What is 5 + 3?", "8"), row("What is 5 - 3?", "2"), row("What is 5.3?", "a number")]
+    assert list(resolve(rows, "drop")) == [Kept(r) for r in rows]
+
+
+@given(st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc")), max_size=10), st.randoms())
+def test_what_is_dropped_does_not_depend_on_the_order(pairs, random):
+    rows = [row(prompt, answer, i) for i, (prompt, answer) in enumerate(pairs)]
+    for mode in ("drop", "majority"):
+        kept = {r.row.line for r in resolve(rows, mode) if isinstance(r, Kept)}
+        shuffled = random.sample(rows, len(rows))
+        assert {r.row.line for r in resolve(shuffled, mode) if isinstance(r, Kept)} == kept
+
+
+def test_banking77_contradicts_itself_once(real_data):
+    with open(real_data / "banking77/train.csv", newline="", encoding="utf-8") as file:
+        rows = [row(r["text"], r["category"], i) for i, r in enumerate(csv.DictReader(file), 1)]
+    dropped = [result.row for result in resolve(rows, "drop") if isinstance(result, Dropped)]
+    assert sorted((r.messages[0]["content"], r.answer) for r in dropped) == [
+        ("Has my top up gone through?", "pending_top_up"),
+        ("Has my top-up gone through?", "top_up_reverted"),
+    ]

@@ -1,0 +1,169 @@
+"""Each shape that people bring, as the row that it becomes."""
+
+import json
+
+import pytest
+
+from tunesmith.core.config import Fields
+from tunesmith.data import shapes
+from tunesmith.data.values import Unusable
+
+P, C = {"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}
+HUMAN, GPT, WORSE = {"from": "human", "value": "p"}, {"from": "gpt", "value": "c"}, {"from": "gpt", "value": "w"}
+
+
+def read(record, fields=None, system=None):
+    return shapes.read(record, Fields(**(fields or {})), system, [])
+
+
+def turns(record, fields=None):
+    return [(m["role"], m["content"]) for m in read(record, fields).messages]
+
+
+@pytest.mark.parametrize(("shape", "record"), [
+    ("messages", {"messages": [P, C]}),
+    ("messages", {"conversation": [P, C]}),
+    ("messages", {"conversations": [P, C]}),
+    ("messages", {"chat": json.dumps([P, C])}),
+    ("messages", {"prompt": "p", "prompt_id": 1, "messages": [P, C]}),
+    ("messages", {"messages": [{"role": "User", "content": "p"}, {"role": "model", "content": "c"}]}),
+    ("sharegpt", {"conversations": [HUMAN, GPT]}),
+    ("sharegpt", {"conversations": [HUMAN, {"from": "chatgpt", "value": "c", "weight": None}]}),
+    ("alpaca", {"instruction": "p", "output": "c"}),
+    ("alpaca", {"instruction": "p", "input": "", "output": "c", "text": "all of it"}),
+    ("alpaca", {"instruction": "p", "context": None, "response": "c", "category": "open_qa"}),
+    ("preference", {"instruction": "p", "input": "", "output": "o", "chosen": "c", "rejected": "w"}),
+    ("kto", {"messages": [P, C], "label": True}),
+    ("kto", {"prompt": "p", "completion": "c", "kto_tag": "True"}),
+    ("prompt_completion", {"prompt": "p", "completion": "c"}),
+    ("prompt_completion", {"prompt": [P], "completion": [C]}),
+    ("prompt_completion", {"prompt": P, "response": C}),
+    ("prompt_completion", {"prompt": "p", "completion": [P, C]}),
+    ("columns", {"input": "p", "output": "c"}),
+    ("columns", {"text": "p", "category": "c"}),
+    ("columns", {"id": 7, "user": "p", "assistant": "c"}),
+])  # fmt: skip
+def test_one_round_in_every_shape_is_the_same_conversation(shape, record):
+    found = read(record)
+    assert (found.shape, found.messages, found.tools, found.notes) == (shape, [P, C], [], [])
+
+
+def test_alpaca_joins_instruction_input_history_and_system():
+    record = {"system": "s", "history": [["a", "b"]], "instruction": "i", "input": "x", "output": "o"}
+    assert turns(record) == [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i\nx"), ("assistant", "o")]
+    assert turns({**record, "history": '[["a", "b"]]'}) == turns(record)
+
+
+def test_context_is_part_of_the_prompt():
+    assert turns({"question": "q", "context": "x", "answer": "a"}) == [("user", "q\nx"), ("assistant", "a")]
+
+
+def test_system_columns():
+    assert turns({"system_prompt": "s", "question": "q", "response": "a"})[0] == ("system", "s")
+    assert turns({"system": "", "conversations": [HUMAN, GPT]})[0] == ("user", "p")
+    repeated = {"system": "s", "messages": [{"role": "system", "content": "s"}, P, C]}
+    assert turns(repeated)[0] == ("system", "s")
+
+
+@pytest.mark.parametrize("record", [
+    {"prompt": "p", "chosen": "c", "rejected": "w"},
+    {"question": "p", "chosen": "c", "rejected": "w"},
+    {"prompt": [P], "chosen": C, "rejected": {"role": "assistant", "content": "w"}},
+    {"conversations": [HUMAN], "chosen": GPT, "rejected": WORSE},
+    {"messages": [P], "chosen": [C], "rejected": [{"role": "assistant", "content": " w "}]},
+    {"chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
+    {"prompt": "p", "chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
+    {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: w"},
+])  # fmt: skip
+def test_preference_pairs(record):
+    found = read(record)
+    assert (found.shape, found.messages, found.rejected) == ("preference", [P, C], "w")
+
+
+def test_a_transcript_keeps_every_turn():
+    transcript = "Human: one\n\nAssistant: two\n\nstill two\n\nHuman: three\n\nAssistant:"
+    found = read({"chosen": f"{transcript} c", "rejected": f"{transcript} w"})
+    assert [m["content"] for m in found.messages] == ["one", "two\n\nstill two", "three", "c"]
+    assert found.rejected == "w"
+
+
+@pytest.mark.parametrize(("record", "reason"), [
+    ({"chosen": [HUMAN, GPT], "rejected": [{"from": "human", "value": "other"}, WORSE]},
+     "chosen and rejected are not answers to one prompt"),
+    ({"chosen": [HUMAN, GPT, HUMAN], "rejected": [HUMAN, GPT, {"from": "human", "value": "w"}]},
+     "chosen and rejected are not answers"),
+    ({"prompt": "p", "completion": "c", "label": False}, "answer labelled as bad"),
+    ({"messages": [P, C], "label": "false"}, "answer labelled as bad"),
+    ({"text": "t"}, "raw text has no answer to learn from"),
+    ({"text": "t", "label": "a", "category": "b"}, "several columns could be the answer"),
+    ({"prompt": "p", "response": "a", "answer": "b"}, "several columns could be the answer"),
+    ({"instruction": "p", "output": None}, "a needed value is null"),
+    ({"messages": 5}, "messages are not a list"),
+    ({}, "record is empty"),
+    ([1], "record is not an object"),
+])  # fmt: skip
+def test_what_no_shape_fits(record, reason):
+    with pytest.raises(Unusable) as refusal:
+        read(record)
+    assert refusal.value.reason == reason
+
+
+def test_a_fix_names_the_columns_and_the_mapping():
+    with pytest.raises(Unusable) as refusal:
+        read({"text": "t", "mood": "good"})
+    assert refusal.value.reason == "no answer column"
+    assert refusal.value.fix == (
+        "none of `text`, `mood` is known as an answer: name it in the project file with "
+        "`fields: {prompt: text, answer: ...}`"
+    )
+
+
+@pytest.mark.parametrize(("answer", "text"), [
+    ({"b": 1, "a": [1.5, None, "é"]}, '{"b": 1, "a": [1.5, null, "é"]}'), ([], "[]"), (5, "5"), (0.1, "0.1"),
+    (True, "true"), (10**25, "10000000000000000000000000"), ("", ""),
+    ({"from": "0x1", "value": 2}, '{"from": "0x1", "value": 2}'),
+])  # fmt: skip
+def test_answers_become_compact_text_in_their_own_order(answer, text):
+    assert turns({"prompt": "p", "completion": answer}) == [("user", "p"), ("assistant", text)]
+
+
+def test_fields_go_before_every_shape():
+    record = {"instruction": "i", "output": "o", "mine": "m", "talk": [HUMAN, GPT]}
+    assert turns(record, {"answer": "mine"}) == [("user", "i"), ("assistant", "m")]
+    assert turns(record, {"prompt": "mine"}) == [("user", "m"), ("assistant", "o")]
+    assert turns(record, {"prompt": "mine", "answer": "instruction"}) == [("user", "m"), ("assistant", "i")]
+    assert turns(record, {"messages": "talk"}) == [("user", "p"), ("assistant", "c")]
+    assert turns(record, {"system": "mine"}) == [("system", "m"), ("user", "i"), ("assistant", "o")]
+    assert read(record, {"system": "mine"}).shape == "alpaca"
+    pair = read({"q": "p", "chosen": "c", "rejected": "w"}, {"prompt": "q"})
+    assert (pair.shape, pair.messages, pair.rejected) == ("fields", [P, C], "w")
+
+
+@pytest.mark.parametrize(("fields", "reason"), [
+    ({"answer": "mine"}, "no prompt column"), ({"prompt": "mine"}, "no answer column"),
+    ({"prompt": "absent", "answer": "mine"}, "a column named in `fields` is missing"),
+    ({"prompt": "empty", "answer": "mine"}, "a needed value is null"),
+    ({"messages": "mine"}, "messages are not a list"),
+])  # fmt: skip
+def test_fields_that_a_record_cannot_follow(fields, reason):
+    with pytest.raises(Unusable) as refusal:
+        read({"mine": "m", "empty": None}, fields)
+    assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize("tools", [
+    [{"name": "f"}], '[{"name": "f"}]', {"name": "f"}, ['{"name": "f"}'], '{"name": "f"}',
+])  # fmt: skip
+def test_tools_are_parsed(tools):
+    assert read({"conversations": [HUMAN, GPT], "tools": tools}).tools == [{"name": "f"}]
+
+
+@pytest.mark.parametrize("tools", [None, "", "[]", [], {}])
+def test_no_tools(tools):
+    assert read({"conversations": [HUMAN, GPT], "tools": tools}).tools == []
+
+
+def test_the_projects_system_message_is_for_rows_without_one():
+    assert read({"prompt": "p", "completion": "c"}, system="s").messages == [{"role": "system", "content": "s"}, P, C]
+    own = {"messages": [{"role": "system", "content": ""}, P, C]}
+    assert read(own, system="s").messages[0] == {"role": "system", "content": ""}

@@ -1,0 +1,221 @@
+"""The split: no prompt on two sides, nothing moves when rows are added, pins win, and every row is accounted for."""
+
+import csv
+from collections import Counter
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.core import store
+from tunesmith.core.config import Split
+from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.records import Row
+from tunesmith.core.step import Artifact
+from tunesmith.data import split
+from tunesmith.data.split import SIDES, assign
+
+
+def row(prompt: str, answer: str = "ok", line: int = 1, pin: str = "auto") -> Row:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return Row(messages, f"{pin}.jsonl", line, "messages", split=pin)
+
+
+def sides_of(rows: list[Row], settings: Split) -> dict[int, str]:
+    """Each row's side by its line; rows that were dropped are absent."""
+    sides, _ = assign(rows, settings)
+    return {r.line: side for side in SIDES for r in sides[side]}
+
+
+def numbered(rows: list[Row]) -> list[Row]:
+    return [row(r.messages[0]["content"], r.answer, i, r.split) for i, r in enumerate(rows)]
+
+
+automatic = st.builds(row, st.sampled_from([f"prompt {c}" for c in "abcdefghijklmnop"]), st.sampled_from("xyz"))
+pinned = st.builds(
+    row,
+    st.sampled_from([f"prompt {c}" for c in "abcdef"]),
+    st.sampled_from("xyz"),
+    st.just(1),
+    st.sampled_from(["auto", "train", "validation", "test"]),
+)
+splits = st.builds(
+    Split,
+    validation=st.sampled_from([0, 0.1, 0.3]),
+    test=st.sampled_from([0, 0.2, 0.4]),
+    max_train_rows=st.none() | st.integers(1, 5),
+    max_validation_rows=st.none() | st.integers(1, 2),
+    max_test_rows=st.none() | st.integers(1, 2),
+)
+
+
+@given(st.lists(pinned, max_size=20), splits)
+def test_no_prompt_is_on_two_sides_and_the_ledger_balances(rows, settings):
+    sides, dropped = assign(rows, settings)
+    groups = [{r.group for r in sides[side]} for side in SIDES]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    assert sum(map(len, sides.values())) + len(dropped) == len(rows)
+    assert Counter(map(id, rows)) == Counter(id(r) for r in [*chain(*sides.values()), *(d.row for d in dropped)])
+    assert all(r.split in ("auto", side) for side in SIDES for r in sides[side])
+
+
+@given(st.lists(automatic, max_size=15), st.lists(automatic, max_size=15), splits)
+def test_adding_rows_moves_no_row(rows, added, settings):
+    settings = Split(validation=settings.validation, test=settings.test)
+    rows = numbered(rows + added)
+    before, after = sides_of(rows[: len(rows) - len(added)], settings), sides_of(rows, settings)
+    assert after | before == after
+
+
+@given(st.lists(pinned, min_size=1, max_size=15), st.lists(pinned, max_size=15))
+def test_adding_to_pinned_files_can_take_a_prompt_away_but_moves_none(rows, added):
+    """Both files are there already; a prompt that is new in the exam leaves the other sides."""
+    files = [row("only in validation", pin="validation"), row("only in test", pin="test")]
+    rows = numbered(files + rows + added)
+    before, after = sides_of(rows[: len(rows) - len(added)], Split()), sides_of(rows, Split())
+    assert all(after.get(line, side) == side for line, side in before.items())
+    assert all(line in after for line, side in before.items() if side == "test")
+
+
+@given(st.lists(pinned, max_size=20), splits, st.randoms())
+def test_the_order_of_the_rows_decides_nothing(rows, settings, random):
+    rows = numbered(rows)
+
+    def contents(given_rows):
+        return {side: Counter(r.id for r in found) for side, found in assign(given_rows, settings)[0].items()}
+
+    assert contents(random.sample(rows, len(rows))) == contents(rows)
+
+
+@given(st.lists(automatic, max_size=20), st.integers(1, 6))
+def test_caps_keep_the_lowest_hashes_and_say_what_went(rows, limit):
+    sides, dropped = assign(rows, Split(validation=0, test=0, max_train_rows=limit))
+    assert len(sides["train"]) == min(limit, len(rows))
+    assert {d.reason for d in dropped} <= {"over max_train_rows"}
+    places = [split._position(r.group) for r in sides["train"]]
+    assert all(split._position(d.row.group) >= max(places) for d in dropped)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_every_side_has_its_own_cap(side):
+    rows = [row(f"q{i}", line=i) for i in range(300)]
+    before, after = assign(rows, Split())[0], assign(rows, Split.model_validate({f"max_{side}_rows": 7}))[0]
+    assert {s: len(after[s]) for s in SIDES} == {s: 7 if s == side else len(before[s]) for s in SIDES}
+
+
+def test_fractions_are_met():
+    sides, _ = assign([row(f"question {i}", line=i) for i in range(4000)], Split(validation=0.1, test=0.25))
+    assert len(sides["test"]) / 4000 == pytest.approx(0.25, abs=0.025)
+    assert len(sides["validation"]) / 4000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_sides_are_those_of_the_published_hash():
+    """These prompts' sides must not change from one version to the next: frozen exams depend on it."""
+    prompts = ["Where is my order?", "where is MY order", "hello", "7", "b"]
+    rows = [row(prompt, line=i) for i, prompt in enumerate(prompts)]
+    assert sides_of(rows, Split(validation=0.3, test=0.3)) == {
+        0: "test",
+        1: "test",
+        2: "validation",
+        3: "train",
+        4: "validation",
+    }
+
+
+def test_a_pinned_exam_takes_the_place_of_the_fraction():
+    rows = [row(f"q{i}", line=i) for i in range(200)]
+    examined = sides_of([*rows, row("exam", pin="test", line=-1)], Split())
+    assert [line for line, side in examined.items() if side == "test"] == [-1]
+    assert Counter(examined.values())["validation"] > 5
+    checked = sides_of([*rows, row("check", pin="validation", line=-1)], Split())
+    assert [line for line, side in checked.items() if side == "validation"] == [-1]
+    assert Counter(checked.values())["test"] > 20
+
+
+def test_what_stands_in_the_exam_is_dropped_elsewhere_with_its_place():
+    rows = [
+        row("Q1", pin="train", line=1),
+        row("q2", pin="train", line=2),
+        row("q3", line=3),
+        row("q4", line=4),
+        row("q1", pin="test", line=5),
+        row("q3!", pin="test", line=6),
+        row("Q2", pin="validation", line=7),
+        row("q1?", pin="validation", line=8),
+    ]
+    sides, dropped = assign(rows, Split())
+    assert {side: [r.line for r in sides[side]] for side in SIDES} == {"train": [4], "validation": [7], "test": [5, 6]}
+    assert [(d.row.line, d.reason, d.detail) for d in dropped] == [
+        (1, "prompt also in test", "same prompt as test.jsonl:5"),
+        (2, "prompt also in validation", "same prompt as validation.jsonl:7"),
+        (3, "prompt also in test", "same prompt as test.jsonl:6"),
+        (8, "prompt also in test", "same prompt as test.jsonl:5"),
+    ]
+
+
+def run(folder, rows, **options):
+    store.write_rows(folder / "rows.jsonl", rows)
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    return split.run(Split.model_validate(options), Artifact("clean", "0", folder, "done"), out)
+
+
+def test_files_and_summary(tmp_path):
+    rows = [row(f"q{i}", line=i) for i in range(60)] + [
+        row("q1", "other", 60),
+        row("exam", pin="test", line=61),
+        row("EXAM", pin="train", line=62),
+    ]
+    summary = run(tmp_path, rows, max_train_rows=40)
+    lines = {side: [r.line for r in store.read_rows(tmp_path / "out" / f"{side}.jsonl")] for side in SIDES}
+    dropped = list(store.read_jsonl(tmp_path / "out" / "dropped.jsonl"))
+    assert {side: len(lines[side]) for side in SIDES} == {side: summary[side] for side in SIDES}
+    assert lines["train"] == sorted(lines["train"])
+    assert sorted([*chain(*lines.values()), *(d["line"] for d in dropped)]) == list(range(63))
+    assert summary["rows_in"] == 63 == sum(summary[side] for side in SIDES) + summary["dropped"]
+    assert summary["reasons"] == dict(Counter(d["reason"] for d in dropped))
+    assert summary["reasons"]["prompt also in test"] == 1
+    assert summary["groups"] == {
+        side: len({r.group for r in store.read_rows(tmp_path / "out" / f"{side}.jsonl")}) for side in SIDES
+    }
+    assert summary["warnings"] == []
+
+
+def test_an_empty_side_is_a_warning(tmp_path):
+    summary = run(tmp_path, [row("a train row"), row("test me", pin="test")], validation=0.0001, test=0)
+    assert summary["warnings"] == [
+        "validation is empty: none of the 2 rows fell into its share of 0.0001; add examples."
+    ]
+    assert run(tmp_path, [row("a train row")], validation=0, test=0)["warnings"] == []
+    both = [row("a train row"), row("a", pin="test"), row("A", pin="validation")]
+    assert run(tmp_path, both)["warnings"] == [
+        "validation is empty: every prompt of the files that are pinned to it also stands in test."
+    ]
+
+
+def test_fractions_that_leave_nothing_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="leaves no rows to train on") as caught:
+        run(tmp_path, [row("a")], validation=0.5, test=0.5)
+    assert "validation 0.5 and test 0.5 make 1" in caught.value.why
+    assert caught.value.next
+
+
+def test_nothing_to_train_on_is_refused_and_what_happened_is_on_disk(tmp_path):
+    with pytest.raises(DataError, match="no row is left to train on") as caught:
+        run(tmp_path, [row("a", pin="train"), row("A", pin="test"), row("b", pin="validation")])
+    assert caught.value.why == "1 in validation, 1 in test, 1 dropped: prompt also in test"
+    assert len(list(store.read_jsonl(tmp_path / "out" / "dropped.jsonl"))) == 1
+
+
+def test_banking77_as_published_leaks_25_exam_prompts_into_training(real_data):
+    rows = []
+    for pin in ("train", "test"):
+        with open(real_data / f"banking77/{pin}.csv", newline="", encoding="utf-8") as file:
+            rows += [row(r["text"], r["category"], i, pin) for i, r in enumerate(csv.DictReader(file), 1)]
+    sides, dropped = assign(rows, Split())
+    assert len(sides["test"]) == 3080
+    exam = {r.group for r in sides["test"]}
+    assert not exam & {r.group for r in sides["train"]}
+    assert sum(r.group in {d.row.group for d in dropped} for r in sides["test"]) == 25
+    assert {d.reason for d in dropped} == {"prompt also in test"}

@@ -1,0 +1,94 @@
+"""How a step is cut and packed changes neither loss nor gradient, and the loss is transformers' own (real model and rows)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tunesmith.core.step import Artifact
+from tunesmith.kernels.apply import choose
+from tunesmith.models import adapters, load, packed
+from tunesmith.models.base import Base
+from tunesmith.train import loop
+from tunesmith.train.objectives import sft
+
+ROWS = list(range(8))
+KERNELS = choose(torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Base) -> PeftModel:
+    """The base with a LoRA whose B is not zero, so that every gradient flows."""
+    assert base.folder is not None
+    model = adapters.add_lora(load.model(base.folder, "fp32", packed=True), rank=4, alpha=8, seed=1)
+    make = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.01 * torch.randn(parameter.shape, generator=make)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokens(dataset: Artifact) -> packed.Tokens:
+    return packed.Tokens(dataset.folder, "train")
+
+
+def loss_and_gradients(
+    model: PeftModel, tokens: packed.Tokens, micro_batch_tokens: int
+) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    result = loop.step(
+        model.get_base_model(), sft.loss, KERNELS, tokens, ROWS, micro_batch_tokens, torch.Tensor.backward
+    )
+    return result.loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, tokens: packed.Tokens) -> None:
+    """One pack of eight rows, eight passes of one row, and something between."""
+    loss, gradients = loss_and_gradients(tuned, tokens, 100_000)
+    assert len(gradients) == 2 * 7 * 30
+    for micro_batch_tokens in (1, 250):
+        other_loss, others = loss_and_gradients(tuned, tokens, micro_batch_tokens)
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        for name, gradient in gradients.items():
+            assert (others[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftModel, tokens: packed.Tokens) -> None:
+    """transformers' own loss, row by row, weighted by label tokens, of a model that knows nothing of packing."""
+    assert base.folder is not None
+    plain = load.model(base.folder, "fp32")
+    total = count = 0.0
+    for i in ROWS:
+        ids, learnt = (torch.from_numpy(array.copy())[None] for array in tokens.row(i))
+        labels = ids.long().masked_fill(~learnt, -100)
+        labelled = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += float(plain(input_ids=ids.long(), labels=labels).loss) * labelled
+        count += labelled
+    fresh = adapters.add_lora(load.model(base.folder, "fp32", packed=True), rank=4, alpha=8, seed=1)
+    loss, _ = loss_and_gradients(fresh, tokens, 100_000)
+    assert loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_rows_do_not_see_each_other(tuned: PeftModel, tokens: packed.Tokens) -> None:
+    """The log-probabilities of a row do not depend on its neighbours in the pack."""
+    model = tuned.get_base_model()
+    with torch.no_grad():
+        alone = packed.logprobs(model, packed.pack(tokens, [3], model.device), KERNELS)[0]
+        batch = packed.pack(tokens, [7, 3, 5], model.device)
+        together = packed.logprobs(model, batch, KERNELS)[0][batch.row_N == 1]
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_another_head_is_refused(base: Base, tokens: packed.Tokens) -> None:
+    """A bias on the logits, which the packed head does not know, is found before training."""
+    assert base.folder is not None
+    model = load.model(base.folder, "fp32", packed=True)
+    packed.require_same_loss(model, tokens, KERNELS)
+    head = model.lm_head.weight
+    model.lm_head = torch.nn.Linear(head.shape[1], head.shape[0])
+    model.lm_head.weight = head
+    with pytest.raises(packed.ModelError, match="cannot be trained packed"):
+        packed.require_same_loss(model, tokens, KERNELS)

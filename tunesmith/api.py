@@ -1,0 +1,230 @@
+"""The verbs of tunesmith as typed functions: what the command line prints, notebooks and scripts get from here.
+
+A project is named by its YAML file or the folder that holds `tunesmith.yaml`. Mistakes raise UserError.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith import lifecycle as story
+from tunesmith import show as shows
+from tunesmith.core import config, hardware, store
+from tunesmith.core.config import Project
+from tunesmith.core.console import say
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.step import State, Steps, Stopped, only_run
+from tunesmith.data import load, starter
+from tunesmith.models import base as bases
+from tunesmith.models import catalogue
+from tunesmith.show import Show
+from tunesmith.web import report
+
+Where = str | Path
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """One step of the project as it stands: done, or to run and why."""
+
+    step: str
+    state: State
+    why: list[str]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a run would start from, found without running: the base model and the first records of each source."""
+
+    project: Project
+    base: bases.Base
+    sources: list[dict[str, Any]]
+
+
+def run(
+    project: Where = ".", *, set: Sequence[str] = (), until: str | None = None, force: str | None = None
+) -> Show | None:
+    """Runs what has to be run, and returns the finished run; None when `until` stopped it before the end.
+
+    `set` holds `a.b.c=value` overrides; `until` and `force` name a step.
+    """
+    _require_step(until, force)
+    file = project_file(project)
+    settings = config.load_project(file, list(set))
+    output = story.output_of(file)
+    hardware.calm_threads()
+    with only_run(output):
+        base = bases.fetch(settings.model, file.resolve().parent)
+        steps = Steps(output, until=until, force=force, say=say)
+        try:
+            story.lifecycle(settings, base, steps)
+        except Stopped:
+            return None
+        _remember(output, settings, steps)
+        found = shows.last_run(output)
+        if (
+            any(artifact.state == "ran" for artifact in steps.artifacts.values())
+            or not (output / "report.html").is_file()
+        ):
+            report.write(output, found)
+        return found
+
+
+def status(project: Where = ".", *, set: Sequence[str] = ()) -> list[StepStatus]:
+    """Which steps are done and which would run, and why; nothing is run."""
+    steps = _look(project, set)
+    done = [
+        StepStatus(a.step, a.state, steps.why(a.step) if a.state == "to run" else [], _seconds(a.folder))
+        for a in steps.artifacts.values()
+    ]
+    return done
+
+
+def why(step: str, project: Where = ".", *, set: Sequence[str] = ()) -> list[str]:
+    """Why a step would run now; when it is done, why it last ran."""
+    _require_step(step, None)
+    steps = _look(project, set)
+    artifact = steps.artifacts[step]
+    if artifact.state == "to run":
+        return steps.why(step)
+    because = store.read_json(artifact / "record.json")["because"]
+    return because if isinstance(because, list) else [because]
+
+
+def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
+    """Reads the project file, finds the base model and looks at the first records of each source."""
+    file = project_file(project)
+    settings = config.load_project(file, list(set))
+    base = bases.locate(settings.model, file.resolve().parent)
+    return Check(
+        settings, base, [{"path": str(source.path), **load.preview(source)} for source in settings.data.sources]
+    )
+
+
+def show(project: Where = ".") -> Show:
+    """The last finished run."""
+    return shows.last_run(story.output_of(project_file(project)))
+
+
+def init(data: Where, to: Where = "tunesmith.yaml") -> Path:
+    """Writes a commented project file for a file of examples, by looking at it. An existing file is left alone."""
+    path = Path(to)
+    if path.exists():
+        raise ConfigError(
+            f"{path} exists already", "init overwrites nothing", f"tunesmith check {path}, or name another file"
+        )
+    store.write_text(path, starter.project_file(Path(data), path.resolve().parent))
+    return path
+
+
+def models() -> list[tuple[catalogue.Entry, bool]]:
+    """The base models known by name, and whether each is on this machine."""
+    return [(entry, bases.locate(entry.name, Path()).folder is not None) for entry in catalogue.entries()]
+
+
+def export(to: Where, project: Where = ".", *, what: str = "merged") -> Path:
+    """Copies what the last run made (`adapter` or `merged`) to a folder of its own."""
+    found = show(project).artifacts
+    if what not in ("adapter", "merged") or what not in found:
+        raise ConfigError(
+            f"the last run exported no `{what}`",
+            "it can be `adapter` or `merged` (export.merged in the project)",
+            "tunesmith export TO --adapter",
+        )
+    target = Path(to)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty", "export overwrites nothing", "name a new folder")
+    size_bytes = sum(f.stat().st_size for f in Path(found[what]).iterdir())
+    target.mkdir(parents=True, exist_ok=True)
+    store.require_space(target, size_bytes, f"the {what} model")
+    shutil.copytree(found[what], target, dirs_exist_ok=True)
+    return target
+
+
+class Chat:
+    """A conversation with the last run's tuned model, or with its base. Keeps the history if training rows had several
+    turns; else each message stands alone, as in training."""
+
+    def __init__(self, project: Where = ".", *, base: bool = False, max_new_tokens: int = 512) -> None:
+        hardware.calm_threads()
+        from tunesmith.models import chat as renderer
+        from tunesmith.models import load as weights
+
+        file = project_file(project)
+        records = shows.records(story.output_of(file))
+        folder = bases.fetch(records["train"]["summary"]["base"]["name"], file.resolve().parent).folder
+        assert folder is not None
+        self.tokenizer = weights.tokenizer(folder)
+        self.stops = renderer.stop_ids(self.tokenizer, folder)
+        self.model = weights.model(folder, "fp32")
+        if not base:
+            from tunesmith.models import adapters
+
+            adapter = shows.folder(story.output_of(file), records["train"]) / "adapter"
+            self.model = adapters.merged(self.model, adapter)
+        self.remembers = records["format"]["summary"]["turns"] > 1
+        self.max_new_tokens = max_new_tokens
+        self.system = config.load_project(file).data.system
+        self.history: list[dict[str, Any]] = []
+
+    def say(self, message: str) -> Iterator[str]:
+        """The answer, in pieces of text as they are made."""
+        from tunesmith.models import chat as renderer
+        from tunesmith.models import generate
+
+        asked = [*(self.history if self.remembers else []), {"role": "user", "content": message}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        prompt = renderer.prompt_ids(self.tokenizer, system + asked, [])
+        answer = ""
+        for piece in generate.stream(self.model, self.tokenizer, prompt, self.stops, self.max_new_tokens):
+            answer += piece
+            yield piece
+        self.history = [*asked, {"role": "assistant", "content": answer.strip()}]
+
+
+def project_file(project: Where) -> Path:
+    path = Path(project)
+    return path / "tunesmith.yaml" if path.is_dir() else path
+
+
+def _look(project: Where, overrides: Sequence[str]) -> Steps:
+    file = project_file(project)
+    settings = config.load_project(file, list(overrides))
+    steps = Steps(story.output_of(file), look=True)
+    story.lifecycle(settings, bases.locate(settings.model, file.resolve().parent), steps)
+    return steps
+
+
+def _require_step(*names: str | None) -> None:
+    for name in names:
+        if name is not None and name not in story.STEPS:
+            raise ConfigError(
+                f"there is no step `{name}`", f"the steps are {', '.join(story.STEPS)}", "name one of them"
+            )
+
+
+def _remember(output: Path, settings: Project, steps: Steps) -> None:
+    identities = {name: artifact.identity for name, artifact in steps.artifacts.items()}
+    latest = output / "latest.json"
+    if latest.is_file() and store.read_json(latest)["steps"] == identities:
+        return
+    store.write_json(
+        latest,
+        {
+            "project": settings.name,
+            "model": settings.model,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "steps": identities,
+        },
+    )
+
+
+def _seconds(folder: Path) -> float | None:
+    record = folder / "record.json"
+    return store.read_json(record)["seconds"] if record.is_file() else None

@@ -1,0 +1,192 @@
+"""The command line: parse, call the verb in api.py, print what it returns."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from tunesmith import api, terminal
+from tunesmith.core.console import err, out
+from tunesmith.core.errors import UserError
+
+app = typer.Typer(
+    name="tunesmith",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""From raw examples to a fine-tuned language model that is proven better than its base.
+
+Begin with `tunesmith init YOUR_DATA.jsonl`, look at it with `tunesmith check`, then `tunesmith run`.
+
+Exit status of `run`: 0 PASS, 3 FAIL, 4 NOT ENOUGH DATA, 1 a mistake that the message explains, 2 a wrong command line.""",
+)
+
+ProjectFile = Annotated[Path, typer.Argument(help="The project file, or the folder that holds tunesmith.yaml.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value, for example `train.epochs=1`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+HERE = Path()
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="A file of examples: JSONL, JSON, CSV, TSV or Parquet.")],
+    to: Annotated[Path, typer.Option(help="The project file to write.")] = Path("tunesmith.yaml"),
+) -> None:
+    """Write a commented project file by looking at a file of examples."""
+    path = api.init(data, to)
+    out.print(f"wrote {path}\nnext: tunesmith check {path}")
+
+
+@app.command()
+def check(project: ProjectFile = HERE, set: Set = [], as_json: Json = False) -> None:  # noqa: B006
+    """Read the project, find the model, look at the first records; run nothing."""
+    found = api.check(project, set=set)
+    if as_json:
+        _print_json(
+            {
+                "project": found.project.model_dump(mode="json"),
+                "base": found.base.model_dump(mode="json"),
+                "fetched": found.base.folder is not None,
+                "sources": found.sources,
+            }
+        )
+    else:
+        terminal.check(found)
+
+
+@app.command()
+def run(
+    project: ProjectFile = HERE,
+    set: Set = [],  # noqa: B006
+    until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
+    force: Annotated[
+        str | None, typer.Option(metavar="STEP", help="Run this step again although nothing changed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run what has to be run, from the data to the measured and exported model."""
+    found = api.run(project, set=set, until=until, force=force)
+    if found is None:
+        err.print(f"stopped after {until}, as asked")
+        return
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        terminal.show(found, api.project_file(project))
+    raise typer.Exit(found.exit_status)
+
+
+@app.command()
+def why(
+    step: Annotated[
+        str, typer.Argument(help="load, clean, split, format, plan, train, base, tuned, verdict or export.")
+    ],
+    project: ProjectFile = HERE,
+    set: Set = [],
+) -> None:  # noqa: B006
+    """Tell which field makes a step run, or made it run last time."""
+    for line in api.why(step, project, set=set):
+        out.print(line, markup=False)
+
+
+@app.command()
+def status(project: ProjectFile = HERE, set: Set = [], as_json: Json = False) -> None:  # noqa: B006
+    """Tell which steps are done and which would run, and why."""
+    steps = api.status(project, set=set)
+    if as_json:
+        _print_json([asdict(step) for step in steps])
+        return
+    table = Table("step", "state", "seconds", "why", box=None, pad_edge=False)
+    for step in steps:
+        seconds = "" if step.seconds is None else f"{step.seconds:.1f}"
+        table.add_row(step.step, step.state, seconds, escape("; ".join(step.why)))
+    out.print(table)
+
+
+@app.command()
+def show(project: ProjectFile = HERE, as_json: Json = False) -> None:
+    """Print the last finished run: verdict, figures with intervals, ledger, paths."""
+    found = api.show(project)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        terminal.show(found, api.project_file(project))
+
+
+@app.command()
+def chat(
+    project: ProjectFile = HERE,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the untuned base instead.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this once and leave.")] = None,
+) -> None:
+    """Talk to the tuned model of the last run; an empty line or Ctrl-D leaves."""
+    talk = api.Chat(project, base=base)
+    if message is None and sys.stdin.isatty():
+        err.print(
+            "each message stands alone, as in training" if not talk.remembers else "the conversation is remembered"
+        )
+    for asked in [message] if message is not None else terminal.messages():
+        for piece in talk.say(asked):
+            out.file.write(piece)
+            out.file.flush()
+        out.print()
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the base models known by name."""
+    known = api.models()
+    if as_json:
+        _print_json([{**entry.model_dump(mode="json"), "on_this_machine": here} for entry, here in known])
+        return
+    table = Table("name", "parameters", "context", "kind", "licence", "here", "source", box=None, pad_edge=False)
+    for entry, here in known:
+        table.add_row(
+            entry.name,
+            f"{entry.parameters / 1e6:,.0f} M",
+            f"{entry.context:,}",
+            entry.kind,
+            entry.licence,
+            "yes" if here else "",
+            entry.source.model_dump().get("package") or entry.source.model_dump()["hub"],
+        )
+    out.print(table)
+    out.print("\nA local folder or any hub id (`org/name`) works as `model:` too.", markup=False)
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Argument(help="A new folder.")],
+    project: ProjectFile = HERE,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Copy the PEFT adapter instead of the merged model.")
+    ] = False,
+) -> None:
+    """Copy the last run's model, with its card, to a folder of its own."""
+    out.print(f"wrote {api.export(to, project, what='adapter' if adapter else 'merged')}")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Entry point: a UserError becomes three lines on stderr and status 1; Ctrl-C becomes 130."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("\nstopped; finished steps are kept, the unfinished one will run again")
+        sys.exit(130)

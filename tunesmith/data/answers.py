@@ -1,0 +1,104 @@
+"""What an answer must be: something at all, JSON where the project says so, and JSON that follows its schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from jsonschema import exceptions, validators
+from jsonschema.protocols import Validator
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from tunesmith.core.errors import ConfigError
+from tunesmith.core.records import Dropped, Kept, Row
+
+_FENCE = re.compile(r"\s*```[ \t]*(?:json)?[ \t]*\n(?P<inside>.*?)\s*```\s*", re.IGNORECASE | re.DOTALL)
+_SHOWN_CHARACTERS = 200  # a validator's message may quote the whole answer
+
+
+def empty(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:
+    """Drops answers in which nothing can be seen; an answer that only calls a tool is none of them."""
+    for row in rows:
+        visible = any(c.isprintable() and not c.isspace() for c in row.answer)
+        yield Kept(row) if visible or row.messages[-1].get("tool_calls") else Dropped(row, "empty answer")
+
+
+def json_answers(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:
+    """Drops answers that are not JSON; what stands in a Markdown code fence is taken out of it and the change noted."""
+    for row in rows:
+        try:
+            parse_json(row.answer)
+        except ValueError as error:
+            yield _unfenced(row) or Dropped(row, "answer is not JSON", str(error))
+        else:
+            yield Kept(row)
+
+
+def follows_schema(rows: Iterable[Row], schema: Path) -> Iterator[Kept | Dropped]:
+    """Drops answers that break a JSON Schema, whose draft is the one that it names (2020-12 when it names none).
+
+    Formats are not asserted, as the standard has it, and nothing is fetched: a reference that leads out of the file is
+    a ConfigError, and so is a file that cannot be read or is no schema.
+    """
+    validator = _validator(schema)
+    for row in rows:
+        try:
+            fault = exceptions.best_match(validator.iter_errors(parse_json(row.answer)))
+        except ValueError as error:
+            yield Dropped(row, "answer is not JSON", str(error))
+        except Unresolvable as error:
+            raise ConfigError(
+                f"data.clean.answer_schema: {schema} refers to something that is not in it",
+                str(error),
+                "copy what it refers to under `$defs` in the same file",
+            ) from None
+        else:
+            yield Dropped(row, "answer breaks the schema", _described(fault)) if fault else Kept(row)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, as RFC 8259 has it: NaN, infinities, half surrogates and deep nests are ValueErrors."""
+    return orjson.loads(text)
+
+
+def _unfenced(row: Row) -> Kept | None:
+    fence = _FENCE.fullmatch(row.answer)
+    if not fence:
+        return None
+    try:
+        parse_json(fence["inside"])
+    except ValueError:
+        return None
+    answer = {**row.messages[-1], "content": fence["inside"].strip()}
+    return Kept(row.changed("JSON taken out of a code fence", [*row.prompt, answer]))
+
+
+def _described(fault: exceptions.ValidationError | exceptions.SchemaError) -> str:
+    message = fault.message
+    if len(message) > _SHOWN_CHARACTERS:
+        message = f"...{message[-_SHOWN_CHARACTERS:]}"  # the quoted value comes first, what is wrong with it last
+    return f"{fault.json_path}: {message}"
+
+
+def _validator(path: Path) -> Validator:
+    try:
+        schema = parse_json(path.read_text(encoding="utf-8-sig"))
+        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+        kind.check_schema(schema)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.clean.answer_schema: {path} cannot be read as JSON",
+            str(error),
+            "name a JSON Schema file, written in UTF-8",
+        ) from None
+    except exceptions.SchemaError as error:
+        raise ConfigError(
+            f"data.clean.answer_schema: {path} is no valid JSON Schema",
+            _described(error),
+            f"mend {path} and run the same command again",
+        ) from None
+    return kind(schema, registry=Registry())

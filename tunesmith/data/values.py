@@ -1,0 +1,158 @@
+"""Plain JSON values: from text and foreign objects, and back to compact text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+_LONG_NUMBER = re.compile(r"\d{19}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_LEVELS = 100  # orjson writes 254 levels and Python recurses some 1,000 deep; no real record comes near either
+_MAX_BITS = 4096  # Python refuses to write whole numbers of more than 4,300 digits
+
+
+class Unusable(Exception):
+    """A record that cannot become a row: `reason` is a fixed phrase to count by, `fix` one sentence for its owner."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.reason, self.fix = reason, fix
+
+
+def decode(text: str) -> Any:
+    """The value of a JSON text, also with NaN, numbers of any size and lone surrogates; raises Unusable."""
+    try:
+        # orjson is the fast way, but it turns whole numbers beyond 64 bits into floats without a word.
+        if not _LONG_NUMBER.search(text):
+            return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise too_deep() from None
+    except json.JSONDecodeError as error:
+        raise Unusable("not valid JSON", advice(text, error)) from None
+    except ValueError:
+        raise too_long() from None
+
+
+def advice(text: str, error: json.JSONDecodeError) -> str:
+    """One sentence that says what to change so that the text becomes JSON."""
+    rest = text[error.pos :].lstrip()
+    where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+    if not rest:
+        return "it stops in the middle of a value: write or copy the file again, whole"
+    if error.msg.startswith("Unterminated string"):
+        return f"close the text that begins at {where}: a quote is missing, or the file was cut short"
+    if rest.startswith("'"):
+        return f"put keys and texts in double quotes ({where}): write the file with json.dumps, not with str"
+    if rest.startswith(("//", "/*", "#")):
+        return f"take out the comment at {where}: JSON has none"
+    if text[: error.pos].rstrip(" \t\r\n,]}") != text[: error.pos].rstrip() and rest[0] in "]}":
+        return f"take out the comma before {where}"
+    if error.msg.startswith("Extra data"):
+        return f"put what begins at {where} on a line of its own"
+    if error.msg.startswith("Invalid control character"):
+        return f"write line breaks and tabs inside texts as \\n and \\t ({where})"
+    return f"mend {where}: {error.msg[:1].lower()}{error.msg[1:]}, but `{short(rest, 20)}` stands there"
+
+
+def too_deep() -> Unusable:
+    return Unusable("nested too deeply", f"flatten it: a record may have {_MAX_LEVELS} levels of lists and objects")
+
+
+def too_long() -> Unusable:
+    return Unusable("a number is too long", "write the long number as text, in quotes")
+
+
+def is_unicode(text: str) -> bool:
+    """False where lone surrogates stand: as JSON escapes, or for bytes that were not UTF-8."""
+    return text.isascii() or not _SURROGATE.search(text)
+
+
+def repaired(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, so that it can be written as UTF-8."""
+    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def plain(value: Any, notes: list[str], level: int = 0) -> Any:
+    """A copy of the value made of JSON's own types alone; each repair leaves a note.
+
+    Dates, as Parquet and `convert` hand them over, become text. Raises Unusable for what JSON cannot hold.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if is_unicode(value):
+            return value
+        notes.append("lone surrogates replaced by U+FFFD")
+        return repaired(value)
+    if level > _MAX_LEVELS:
+        raise too_deep()
+    if isinstance(value, dict):
+        return {plain(k if isinstance(k, str) else str(k), notes): plain(v, notes, level + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, notes, level + 1) for item in value]
+    if isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            raise too_long()
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        notes.append("NaN or Infinity read as null")
+        return None
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise Unusable("a value that JSON cannot hold", f"write the {type(value).__name__} as text, number, list or object")
+
+
+def parse(text: str, notes: list[str]) -> Any:
+    """The plain value of a JSON text that stands inside a record."""
+    return plain(decode(text), notes)
+
+
+def compact(value: Any) -> str:
+    """A plain value as text: a text as it is, anything else as JSON on one line with its keys in their order."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+
+
+def storable(value: Any, name: str) -> Any:
+    """The plain value itself; raises Unusable where a row file cannot hold it (numbers beyond 64 bits)."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        raise Unusable("a number is too long", f"write the long number in `{name}` as text, in quotes") from None
+    return value
+
+
+def short(value: Any, limit: int = 40) -> str:
+    """The beginning of a value's text, for a message."""
+    text = " ".join(compact(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def named(keys: Any) -> str:
+    """The names of columns or keys, for a message: at most eight."""
+    names = [short(key) for key in keys]
+    rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(f"`{name}`" for name in names[:8]) + rest if names else "no keys"
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return next((name for type_, name in names.items() if isinstance(value, type_)), type(value).__name__)

@@ -1,0 +1,73 @@
+"""The model card, written from the records of the run: what it was made of, how, and what was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.models.base import Base
+
+
+def write(
+    name: str, base: Base, tuned: dict[str, Any], plan: dict[str, Any], dataset: dict[str, Any], verdict: dict[str, Any]
+) -> str:
+    """Markdown with the front matter that model hubs read."""
+    hub = base.identity.partition("@")[0] if "@" in base.identity else None
+    front = ["---", "library_name: peft", *([f"base_model: {hub}"] if hub else []), "tags: [tunesmith, lora]", "---"]
+    train, test = dataset["train"], dataset["test"]
+    return "\n".join(
+        [
+            *front,
+            "",
+            f"# {name}",
+            "",
+            f"A LoRA tuning of **{base.name}** (licence of the base: {base.licence}), made with tunesmith.",
+            "",
+            f"**Verdict: {verdict['outcome']}** on {verdict['rows']} frozen test rows.",
+            "",
+            *[f"- {gate['sentence']}" for gate in verdict["gates"]],
+            "",
+            "| metric | base | tuned | gain |",
+            "| --- | --- | --- | --- |",
+            *_metric_rows(verdict),
+            "",
+            "## Data",
+            "",
+            f"{train['rows']:,} training rows with {train['tokens']:,} tokens, of which {train['learnt_tokens']:,} were learnt "
+            f"(assistant turns and their end token); {dataset['validation']['rows']:,} rows chose the checkpoint; "
+            f"{test['rows']:,} rows were the exam and were seen by neither.",
+            "",
+            "## Training",
+            "",
+            f"{tuned['steps']} optimizer steps; the adapter is that of step {tuned['best_step']}"
+            + (
+                f", with a validation loss of {tuned['validation_loss']:.4f}."
+                if tuned["validation_loss"] is not None
+                else "."
+            ),
+            "",
+            "| setting | value | reason |",
+            "| --- | --- | --- |",
+            *[f"| {key} | {d['value']} | {d['reason']} |" for key, d in plan["decisions"].items()],
+            "",
+            "## Limits",
+            "",
+            "The figures hold for rows like the test rows. Other tasks, languages and safety were not measured.",
+            "",
+        ]
+    )
+
+
+def _metric_rows(verdict: dict[str, Any]) -> list[str]:
+    return [
+        f"| {metric} | {_figure(verdict['metrics']['base'][metric])} | {_figure(tuned)} | {_figure(verdict['gains'][metric])} |"
+        for metric, tuned in verdict["metrics"]["tuned"].items()
+    ]
+
+
+def _figure(interval: dict[str, Any]) -> str:
+    if interval["value"] is None:
+        return "not measured"
+    if interval["low"] is None or interval["high"] is None:
+        return f"{interval['value']:.3f} (too few rows for bounds)"
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"

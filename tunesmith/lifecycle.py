@@ -1,0 +1,62 @@
+"""START HERE: from raw examples to a tuned model that was measured against its base.
+
+`lifecycle` is the whole story, one step a line. A step is a plain function; its arguments are its only inputs, and it
+runs again only when one of them changed (core/step.py). The modules named here import no torch until a step runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.core.config import Project
+from tunesmith.core.step import Artifact, Steps
+from tunesmith.data import format, load, pipeline, split
+from tunesmith.evaluate import gates, predict
+from tunesmith.export import export
+from tunesmith.models.base import Base
+from tunesmith.plan import planner
+from tunesmith.train import run as training
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """What each step made."""
+
+    raw: Artifact
+    clean: Artifact
+    splits: Artifact
+    dataset: Artifact
+    plan: Artifact
+    tuned: Artifact
+    before: Artifact
+    after: Artifact
+    verdict: Artifact
+    exported: Artifact
+
+
+# fmt: off
+def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
+    """Each line is one resumable step; its arguments are its only inputs."""
+    data, scoring, answers = p.data, p.evaluate, (p.data.clean.answer, p.data.clean.answer_schema)
+    gates.check(scoring.gates, *answers)
+    raw      = step("load", load.run, data.sources, data.system, data.max_quarantined)  # any format in, rows out
+    clean    = step("clean", pipeline.run, data.clean, raw)           # repair, personal data, duplicates: before the split
+    splits   = step("split", split.run, data.split, clean)            # one prompt, one side; test is frozen here
+    dataset  = step("format", format.run, data.format, base, splits)  # chat template, loss mask, token ledger, stop proof
+    plan     = step("plan", planner.run, p.train, base, dataset)      # every derived value is a Decision(value, reason)
+    tuned    = step("train", training.run, plan, base, dataset)       # packed rows, LoRA, the best checkpoint
+    before   = step("base", predict.run, scoring.generation, base, None, dataset)
+    after    = step("tuned", predict.run, scoring.generation, base, tuned, dataset)
+    verdict  = step("verdict", gates.run, scoring.gates, *answers, before, after)  # PASS, FAIL or NOT ENOUGH DATA
+    exported = step("export", export.run, p.export, p.name, base, tuned, plan, dataset, verdict)
+    return Lifecycle(raw, clean, splits, dataset, plan, tuned, before, after, verdict, exported)
+# fmt: on
+
+
+STEPS = ("load", "clean", "split", "format", "plan", "train", "base", "tuned", "verdict", "export")
+
+
+def output_of(project_file: Path) -> Path:
+    """Everything that runs write: `output/` beside the project file."""
+    return project_file.resolve().parent / "output"

@@ -1,0 +1,33 @@
+"""LoRA adapters, in PEFT's own format on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> PeftModel:
+    """LoRA on every linear layer but the head (Dettmers et al. 2023, QLoRA); A is random from `seed`, B is zero."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def save(model: PeftModel, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes these trainable tensors (fp32, by parameter name) as a plain PEFT adapter."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            parameter.data = state[name]
+    model.save_pretrained(str(folder))
+
+
+def load_lora(model: PreTrainedModel, folder: Path) -> PeftModel:
+    return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
+
+
+def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter added to its weights. In fp32: rounding small updates to bf16 first would lose them."""
+    return PeftModel.from_pretrained(model.float(), str(folder)).merge_and_unload(safe_merge=True)

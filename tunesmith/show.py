@@ -1,0 +1,252 @@
+"""The last finished run, for machines (`tunesmith show --json`, schema in docs/show.schema.json) and for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.core import store
+from tunesmith.core.errors import ResourceError
+from tunesmith.core.records import Outcome
+from tunesmith.lifecycle import STEPS
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Figure(_Part):
+    """A measured figure with the bounds of its 95 % interval, in the metric's own unit; null where nothing was measured."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Gate(_Part):
+    """One demand on the tuned model and what became of it."""
+
+    metric: str
+    margin: float
+    alpha: float
+    outcome: Outcome
+    gain: Figure
+    test: str
+    p_value: float | None
+    rows: int
+    rows_needed: int | None
+    """Test rows that would be enough to decide; null when the gate is decided or no number would do."""
+    sentence: str
+
+
+class Metrics(_Part):
+    """Each metric for the base, for the tuned model, and the paired gain (perplexity: relative fall)."""
+
+    base: dict[str, Figure]
+    tuned: dict[str, Figure]
+    gain: dict[str, Figure]
+
+
+class RowLedger(_Part):
+    """Where every record went: `records = quarantined + dropped + train + validation + test`."""
+
+    records: int
+    quarantined: int
+    dropped: int
+    train: int
+    validation: int
+    test: int
+    reasons: dict[str, int]
+    """Rows by the reason for which they were quarantined or dropped."""
+
+
+class TokenLedger(_Part):
+    """Tokens of the tokenised rows by side, and how many of them are learnt (assistant turns and their end tokens)."""
+
+    train: int
+    validation: int
+    test: int
+    learnt_train: int
+    truncated_rows: int
+    trained: int
+    """Tokens that training processed, over all epochs."""
+
+
+class Training(_Part):
+    """How training went. Seconds are those of the optimizer steps alone, without validation."""
+
+    tokens_per_second: float
+    seconds: float
+    peak_memory_bytes: int
+    steps: int
+    best_step: int
+    validation_loss: float | None
+    stopped_early: bool
+    trainable_parameters: int
+    threads: int
+
+
+class Decision(_Part):
+    """A value of the plan and its reason."""
+
+    value: Any
+    reason: str
+
+
+class StepRecord(_Part):
+    """One step of the run. `because` says why it last ran."""
+
+    step: str
+    identity: str
+    seconds: float
+    because: list[str] | str
+    folder: str
+
+
+class Show(_Part):
+    """The last finished run of a project."""
+
+    project: str
+    model: str
+    finished: str
+    """Local time with offset, ISO 8601."""
+    verdict: Outcome
+    exit_status: int
+    """0 PASS, 3 FAIL, 4 NOT ENOUGH DATA."""
+    gates: list[Gate]
+    metrics: Metrics
+    rows: RowLedger
+    tokens: TokenLedger
+    training: Training
+    plan: dict[str, Decision]
+    artifacts: dict[str, str]
+    """Paths of what the run wrote: report, adapter, merged, predictions, metrics, dropped and quarantined rows."""
+    steps: list[StepRecord]
+
+
+def records(output: Path) -> dict[str, dict[str, Any]]:
+    """The record of each step of the last finished run."""
+    latest = output / "latest.json"
+    if not latest.is_file():
+        raise ResourceError(
+            f"{output} holds no finished run", "`show`, `chat` and `export` work on a finished run", "tunesmith run"
+        )
+    identities = store.read_json(latest)["steps"]
+    missing = [
+        name for name in STEPS if not (output / "steps" / name / str(identities.get(name)) / "record.json").is_file()
+    ]
+    if missing:
+        raise ResourceError(
+            f"the last run's result of step {missing[0]} is gone",
+            f"it was removed from {output / 'steps'}",
+            "tunesmith run makes it again",
+        )
+    return {name: store.read_json(output / "steps" / name / identities[name] / "record.json") for name in STEPS}
+
+
+def folder(output: Path, record: dict[str, Any]) -> Path:
+    return output / "steps" / str(record["step"]) / str(record["identity"])
+
+
+def last_run(output: Path) -> Show:
+    """The last finished run. Raises ResourceError when there is none."""
+    found = records(output)
+    latest = store.read_json(output / "latest.json")
+    verdict, tuned, dataset = (found[name]["summary"] for name in ("verdict", "train", "format"))
+    return Show(
+        project=latest["project"],
+        model=latest["model"],
+        finished=latest["finished"],
+        verdict=verdict["outcome"],
+        exit_status=verdict["exit_status"],
+        gates=verdict["gates"],
+        rows=_rows(found),
+        tokens=_tokens(dataset, tuned),
+        metrics=Metrics(
+            base=verdict["metrics"]["base"],
+            tuned=verdict["metrics"]["tuned"],
+            gain={name: _figure(gain) for name, gain in verdict["gains"].items()},
+        ),
+        training=Training(
+            seconds=tuned["train_seconds"],
+            threads=tuned["threads"]["value"],
+            **{
+                key: tuned[key]
+                for key in (
+                    "tokens_per_second",
+                    "peak_memory_bytes",
+                    "steps",
+                    "best_step",
+                    "validation_loss",
+                    "stopped_early",
+                    "trainable_parameters",
+                )
+            },
+        ),
+        plan=found["plan"]["summary"]["decisions"],
+        artifacts=_artifacts(output, found),
+        steps=[
+            StepRecord(
+                step=name,
+                identity=r["identity"],
+                seconds=r["seconds"],
+                because=r["because"],
+                folder=str(folder(output, r)),
+            )
+            for name, r in found.items()
+        ],
+    )
+
+
+def _figure(gain: dict[str, Any]) -> Figure:
+    return Figure(value=gain["value"], low=gain["low"], high=gain["high"])
+
+
+def _rows(found: dict[str, dict[str, Any]]) -> RowLedger:
+    load, dataset = found["load"]["summary"], found["format"]["summary"]
+    reasons: dict[str, int] = {}
+    for name in ("load", "clean", "split", "format"):
+        for reason, count in found[name]["summary"]["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    ledger = RowLedger(
+        records=load["rows_in"],
+        quarantined=load["quarantined"],
+        dropped=sum(found[name]["summary"]["dropped"] for name in ("clean", "split", "format")),
+        train=dataset["train"]["rows"],
+        validation=dataset["validation"]["rows"],
+        test=dataset["test"]["rows"],
+        reasons=reasons,
+    )
+    assert ledger.records == ledger.quarantined + ledger.dropped + ledger.train + ledger.validation + ledger.test
+    return ledger
+
+
+def _tokens(dataset: dict[str, Any], tuned: dict[str, Any]) -> TokenLedger:
+    sides = ("train", "validation", "test")
+    return TokenLedger(
+        train=dataset["train"]["tokens"],
+        validation=dataset["validation"]["tokens"],
+        test=dataset["test"]["tokens"],
+        learnt_train=dataset["train"]["learnt_tokens"],
+        truncated_rows=sum(dataset[side]["truncated"] for side in sides),
+        trained=tuned["tokens"],
+    )
+
+
+def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    paths = {
+        "report": output / "report.html",
+        **{name: folder(output, found["export"]) / name for name in found["export"]["summary"]["paths"]},
+        "predictions_base": folder(output, found["base"]) / "predictions.jsonl",
+        "predictions_tuned": folder(output, found["tuned"]) / "predictions.jsonl",
+        "scores": folder(output, found["verdict"]) / "scores.jsonl",
+        "training_metrics": folder(output, found["train"]) / "metrics.jsonl",
+        "test_rows": folder(output, found["format"]) / "test.jsonl",
+        "quarantine": folder(output, found["load"]) / "quarantine.jsonl",
+        "dropped_in_cleaning": folder(output, found["clean"]) / "dropped.jsonl",
+        "dropped_in_splitting": folder(output, found["split"]) / "dropped.jsonl",
+        "dropped_in_formatting": folder(output, found["format"]) / "dropped.jsonl",
+    }
+    return {name: str(path) for name, path in paths.items()}

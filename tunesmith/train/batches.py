@@ -1,0 +1,38 @@
+"""Which rows meet in which optimizer step, decided before training starts from the rows' lengths and the seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def optimizer_steps(lengths: list[int], batch_tokens: int, epochs: float, seed: int) -> list[list[int]]:
+    """The rows of each optimizer step. Every epoch visits each row once in an order of its own; a step takes rows until it
+    holds about `batch_tokens` tokens. A fraction of an epoch visits that share of the rows."""
+    steps: list[list[int]] = []
+    whole, part = divmod(epochs, 1)
+    for epoch in range(int(whole) + (part > 0)):
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths)).tolist()
+        rows = order if epoch < whole else order[: max(1, round(part * len(order)))]
+        count = max(1, round(sum(lengths[i] for i in rows) / batch_tokens))
+        steps += _even(rows, lengths, min(count, len(rows)))
+    return steps
+
+
+def _even(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
+    """Cuts the rows, in order, into `count` runs of nearly equal tokens, so that no step of an epoch is a small rest."""
+    ends = np.cumsum([lengths[i] for i in rows])
+    step_N = np.minimum(((ends - 1) * count) // ends[-1], count - 1)
+    return [part for part in ([r for r, s in zip(rows, step_N) if s == k] for k in range(count)) if part]
+
+
+def micro_batches(rows: list[int], lengths: list[int], micro_batch_tokens: int) -> list[list[int]]:
+    """Splits a step's rows into forward passes of at most `micro_batch_tokens` tokens (a longer row stands alone)."""
+    batches: list[list[int]] = []
+    free = 0
+    for row in sorted(rows, key=lambda i: -lengths[i]):
+        if not batches or lengths[row] > free:
+            batches.append([])
+            free = micro_batch_tokens
+        batches[-1].append(row)
+        free -= lengths[row]
+    return batches

@@ -1,0 +1,90 @@
+"""The training step: from a plan and tokenised rows to an adapter on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tunesmith.core import hardware, store
+from tunesmith.core.console import progress, say
+from tunesmith.core.step import Artifact
+
+if TYPE_CHECKING:
+    from tunesmith.models.base import Base
+
+VERSION = 1
+
+
+def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, Any]:
+    """Writes `adapter/` (PEFT's format, with the tokeniser) and `metrics.jsonl`, one line per optimizer step and evaluation."""
+    import torch
+
+    from tunesmith.kernels import apply
+    from tunesmith.models import adapters, load, packed
+    from tunesmith.train import loop
+    from tunesmith.train.objectives import sft
+
+    assert base.folder is not None
+    chosen = {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
+    threads = hardware.threads()
+    torch.set_num_threads(threads.value)
+    measured = hardware.reset_peak_memory()
+    settings = loop.Settings(**{key: chosen[key] for key in loop.Settings.__dataclass_fields__})
+    rows, validation = packed.Tokens(dataset.folder, "train"), packed.Tokens(dataset.folder, "validation")
+    model = load.model(base.folder, chosen["precision"], packed=True)
+    kernels = apply.choose(model.dtype, model.device)
+    for note in kernels.notes:
+        say(note)
+    packed.require_same_loss(model, rows, kernels)
+    store.require_space(out, 2 * _adapter_bytes(model, chosen["rank"]), "the adapter")
+    tuned = adapters.add_lora(model, chosen["rank"], chosen["alpha"], settings.seed)
+    say(f"  threads             {threads.value:>9}  {threads.reason}")
+    with (
+        open(out / "metrics.jsonl", "wb") as metrics,
+        progress("train", sum(rows.lengths) * settings.epochs, "tokens") as bar,
+    ):
+        last = {"validation_loss": float("nan")}
+
+        def log(entry: dict[str, Any]) -> None:
+            metrics.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+            metrics.flush()
+            last.update(entry)
+            if "loss" in entry:
+                bar.advance(
+                    entry["tokens"],
+                    f"step {entry['step']}/{entry['of']}  loss {entry['loss']:.3f}  "
+                    f"validation {last['validation_loss']:.3f}",
+                )
+
+        outcome = loop.train(
+            tuned, sft.loss, kernels, rows, validation, settings, log, trunk=lambda m: m.get_base_model()
+        )
+    adapters.save(tuned, outcome.best, out / "adapter")
+    load.tokenizer(base.folder).save_pretrained(out / "adapter")
+    return {
+        "base": base.model_dump(),
+        "steps": outcome.steps,
+        "planned_steps": outcome.planned_steps,
+        "stopped_early": outcome.stopped_early,
+        "best_step": outcome.best_step,
+        "validation_loss": outcome.best_validation_loss,
+        "tokens": outcome.tokens,
+        "learnt_tokens": outcome.learnt_tokens,
+        "tokens_per_second": round(outcome.tokens_per_second, 1),
+        "train_seconds": round(sum(outcome.step_seconds), 2),
+        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "peak_memory_of": "training" if measured else "the whole process",
+        "trainable_parameters": sum(tensor.numel() for tensor in outcome.best.values()),
+        "threads": {"value": threads.value, "reason": threads.reason},
+        "kernels": list(kernels.notes),
+    }
+
+
+def _adapter_bytes(model: Any, rank: int) -> int:
+    """fp32 bytes of a LoRA of this rank on all linear layers of the model."""
+    import torch
+
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return 4 * rank * sum(int(m.in_features + m.out_features) for m in linears)
