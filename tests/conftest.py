@@ -68,15 +68,15 @@ def tokenised(
     train: list[Row],
     validation: list[Row],
     test: list[Row],
-    settings: Format = Format(),
-) -> Artifact:  # noqa: B008
+    settings: Format | None = None,
+) -> Artifact:
     splits = folder / "splits"
     splits.mkdir()
     sides = {"train": train, "validation": validation, "test": test}
     for side, side_rows in sides.items():
         store.write_rows(splits / f"{side}.jsonl", side_rows)
     made = Artifact("split", "test", splits, "done", {side: len(side_rows) for side, side_rows in sides.items()})
-    return Steps(folder)("format", format.run, settings, base, made)
+    return Steps(folder)("format", format.run, settings or Format(), base, made)
 
 
 @pytest.fixture

@@ -26,12 +26,13 @@ app = typer.Typer(
 
 Begin with `tunesmith init YOUR_DATA.jsonl`, look at it with `tunesmith check`, then `tunesmith run`.
 
-Exit status of `run`: 0 PASS, 3 FAIL, 4 NOT ENOUGH DATA, 1 a mistake that the message explains, 2 a wrong command line.""",
+Exit status of `run`: 0 PASS, 3 FAIL, 4 NOT ENOUGH DATA, 1 a mistake that the message explains, 2 a wrong command
+line.""",
 )
 
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, or the folder that holds tunesmith.yaml.")]
 Set = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value, for example `train.epochs=1`.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value, e.g. `train.epochs=1`.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 HERE = Path()
@@ -48,9 +49,9 @@ def init(
 
 
 @app.command()
-def check(project: ProjectFile = HERE, set: Set = [], as_json: Json = False) -> None:  # noqa: B006
+def check(project: ProjectFile = HERE, set: Set = None, as_json: Json = False) -> None:
     """Read the project, find the model, look at the first records; run nothing."""
-    found = api.check(project, set=set)
+    found = api.check(project, set=set or ())
     if as_json:
         _print_json(
             {
@@ -67,7 +68,7 @@ def check(project: ProjectFile = HERE, set: Set = [], as_json: Json = False) -> 
 @app.command()
 def run(
     project: ProjectFile = HERE,
-    set: Set = [],  # noqa: B006
+    set: Set = None,
     until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
     force: Annotated[
         str | None, typer.Option(metavar="STEP", help="Run this step again although nothing changed.")
@@ -75,7 +76,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run what has to be run, from the data to the measured and exported model."""
-    found = api.run(project, set=set, until=until, force=force)
+    found = api.run(project, set=set or (), until=until, force=force)
     if found is None:
         err.print(f"stopped after {until}, as asked")
         return
@@ -92,17 +93,17 @@ def why(
         str, typer.Argument(help="load, clean, split, format, plan, train, base, tuned, verdict or export.")
     ],
     project: ProjectFile = HERE,
-    set: Set = [],
-) -> None:  # noqa: B006
+    set: Set = None,
+) -> None:
     """Tell which field makes a step run, or made it run last time."""
-    for line in api.why(step, project, set=set):
+    for line in api.why(step, project, set=set or ()):
         out.print(line, markup=False)
 
 
 @app.command()
-def status(project: ProjectFile = HERE, set: Set = [], as_json: Json = False) -> None:  # noqa: B006
+def status(project: ProjectFile = HERE, set: Set = None, as_json: Json = False) -> None:
     """Tell which steps are done and which would run, and why."""
-    steps = api.status(project, set=set)
+    steps = api.status(project, set=set or ())
     if as_json:
         _print_json([asdict(step) for step in steps])
         return

@@ -41,10 +41,10 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     data, scoring, answers = p.data, p.evaluate, (p.data.clean.answer, p.data.clean.answer_schema)
     gates.check(scoring.gates, *answers)
     raw      = step("load", load.run, data.sources, data.system, data.max_quarantined)  # any format in, rows out
-    clean    = step("clean", pipeline.run, data.clean, raw)           # repair, personal data, duplicates: before the split
-    splits   = step("split", split.run, data.split, clean)            # one prompt, one side; test is frozen here
-    dataset  = step("format", format.run, data.format, base, splits)  # chat template, loss mask, token ledger, stop proof
-    plan     = step("plan", planner.run, p.train, base, dataset)      # every derived value is a Decision(value, reason)
+    clean    = step("clean", pipeline.run, data.clean, raw)  # repair, personal data, duplicates; before the split
+    splits   = step("split", split.run, data.split, clean)   # one prompt, one side; test is frozen here
+    dataset  = step("format", format.run, data.format, base, splits)  # template, loss mask, ledger, stop proof
+    plan     = step("plan", planner.run, p.train, base, dataset)      # every value is a Decision(value, reason)
     tuned    = step("train", training.run, plan, base, dataset)       # packed rows, LoRA, the best checkpoint
     before   = step("base", predict.run, scoring.generation, base, None, dataset)
     after    = step("tuned", predict.run, scoring.generation, base, tuned, dataset)

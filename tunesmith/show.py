@@ -18,7 +18,7 @@ class _Part(BaseModel):
 
 
 class Figure(_Part):
-    """A measured figure with the bounds of its 95 % interval, in the metric's own unit; null where nothing was measured."""
+    """A measured figure with the bounds of its 95 % interval, in the metric's own unit; null where not measured."""
 
     value: float | None
     low: float | None

@@ -34,8 +34,8 @@ def show(found: Show, project: Path) -> None:
     for gate in found.gates:
         out.print(f"  {escape(gate.sentence)}")
     out.print(
-        f"\nrows     {rows.records:,} records = {rows.train:,} train + {rows.validation:,} validation + {rows.test:,} test "
-        f"+ {rows.dropped:,} dropped + {rows.quarantined:,} quarantined"
+        f"\nrows     {rows.records:,} records = {rows.train:,} train + {rows.validation:,} validation "
+        f"+ {rows.test:,} test + {rows.dropped:,} dropped + {rows.quarantined:,} quarantined"
     )
     out.print(f"tokens   {tokens.train:,} in the training rows, {tokens.learnt_train:,} of them learnt")
     out.print(

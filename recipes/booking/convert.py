@@ -1,4 +1,4 @@
-"""restaurant8k's records as prompt and answer: the message with the slots that were asked for, and a JSON object of spans."""
+"""restaurant8k's records as prompt and answer: the message with the slots asked for, a JSON object of spans."""
 
 import json
 

@@ -167,8 +167,8 @@ def test_the_quarantine_shows_the_record_as_it_stood(tmp_path):
             "line": 2,
             "reason": "columns are not recognised",
             "record": '{"b":1,   "a":2}',
-            "fix": "say in the project file what `b`, `a` are, with `fields: {prompt: ..., answer: ...}` or a `convert` "
-            "file",
+            "fix": "say in the project file what `b`, `a` are, with `fields: {prompt: ..., answer: ...}` or a "
+            "`convert` file",
         }
     ]
 

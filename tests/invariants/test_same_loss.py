@@ -1,4 +1,4 @@
-"""How a step is cut and packed changes neither loss nor gradient, and the loss is transformers' own (real model and rows)."""
+"""How a step is cut and packed changes neither loss nor gradient, and the loss is transformers' own."""
 
 from __future__ import annotations
 

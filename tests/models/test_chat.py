@@ -78,7 +78,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(base: Base) -> None:
     assert base.folder is not None
     tokenizer = load.tokenizer(base.folder)
     tokenizer.chat_template = (
-        "{% set n = messages | length %}{% for m in messages %}{% if m.role == 'assistant' and n > 3 and loop.index < n %}"
+        "{% set last = messages | length == 4 %}{% for m in messages %}"
+        "{% if m.role == 'assistant' and last and not loop.last %}"
         "{{ m.role }}: (cut)\n{% else %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )

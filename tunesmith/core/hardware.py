@@ -34,8 +34,8 @@ def cores() -> int:
 
 
 def threads() -> Decision:
-    """One thread a core, less the cores that other processes keep busy: threads wait for each other at every barrier, so
-    that two of them on one free core can be several times slower than one."""
+    """One thread a core, less the cores that other processes keep busy: threads wait for each other at every barrier,
+    so that two of them on one free core can be several times slower than one."""
     count = cores()
     busy = round(_busy_cores_of_others())
     if busy and count > 1:

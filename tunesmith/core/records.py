@@ -136,7 +136,7 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def normalised(text: str) -> str:
-    """Lower case, runs of non-word characters as one space: what counts as the same prompt. Text without words stays."""
+    """Lower case, runs of non-word characters as one space: what makes prompts equal. Text without words stays."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) or text.strip()
 
 

@@ -1,9 +1,10 @@
 """Resumable steps: a plain function, an identity, a folder that appears only when it is complete.
 
-A step is `fn(*arguments, out_dir) -> summary`. Each argument is a part of the project file or the artifact of an earlier
-step, and nothing else reaches the function, so that the hash of its name, its version (`VERSION` in its module) and its
-arguments says all that its result can depend on. The work happens in a hidden folder; `record.json` is written last, and
-one rename publishes both. A step that was killed leaves a hidden folder, which the next run throws away.
+A step is `fn(*arguments, out_dir) -> summary`. Each argument is a part of the project file or the artifact of an
+earlier step, and nothing else reaches the function, so that the hash of its name, its version (`VERSION` in its
+module) and its arguments says all that its result can depend on. The work happens in a hidden folder; `record.json`
+is written last, and one rename publishes both. A step that was killed leaves a hidden folder, which the next run
+throws away.
 """
 
 from __future__ import annotations

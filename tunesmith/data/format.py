@@ -27,8 +27,8 @@ _SAMPLES = 3  # rows whose tokens and mask the report shows
 
 
 def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, Any]:
-    """Writes, for each side, `SIDE.jsonl` and the arrays `SIDE.ids` (int32), `SIDE.learnt` (bool) and `SIDE.ends` (int64,
-    cumulative lengths); `dropped.jsonl` has every row that could not be used, with its reason."""
+    """Writes, for each side, `SIDE.jsonl` and the arrays `SIDE.ids` (int32), `SIDE.learnt` (bool) and `SIDE.ends`
+    (int64, cumulative lengths); `dropped.jsonl` has every row that could not be used, with its reason."""
     from tunesmith.models import base as bases
     from tunesmith.models import chat, load  # transformers is imported only when the step runs
 

@@ -25,11 +25,11 @@ _FP32_PARAMETERS = 1_000_000_000
 
 
 def run(generation: Generation, base: Base, tuned: Artifact | None, dataset: Artifact, out: Path) -> dict[str, Any]:
-    """Writes `predictions.jsonl`: id, prompt, expected, answer, finish ("stop" or "length"), nll (nats over the expected
-    answer's `tokens` tokens, end token included; null where it overflows), source and line.
+    """Writes `predictions.jsonl`: id, prompt, expected, answer, finish ("stop" or "length"), nll (nats over the
+    expected answer's `tokens` tokens, end token included; null where it overflows), source and line.
 
-    Greedy decoding with the renderer of training. Answers of the base are kept for all runs and projects by the content of
-    the prompt, so that they are generated once; those of a tuned model are as new as the model.
+    Greedy decoding with the renderer of training. Answers of the base are kept for all runs and projects by the
+    content of the prompt, so that they are generated once; those of a tuned model are as new as the model.
     """
     from tunesmith.models import base as bases
     from tunesmith.models import chat, load

@@ -33,8 +33,9 @@ def write(
             "",
             "## Data",
             "",
-            f"{train['rows']:,} training rows with {train['tokens']:,} tokens, of which {train['learnt_tokens']:,} were learnt "
-            f"(assistant turns and their end token); {dataset['validation']['rows']:,} rows chose the checkpoint; "
+            f"{train['rows']:,} training rows with {train['tokens']:,} tokens, of which "
+            f"{train['learnt_tokens']:,} were learnt (assistant turns and their end token); "
+            f"{dataset['validation']['rows']:,} rows chose the checkpoint; "
             f"{test['rows']:,} rows were the exam and were seen by neither.",
             "",
             "## Training",
@@ -59,9 +60,10 @@ def write(
 
 
 def _metric_rows(verdict: dict[str, Any]) -> list[str]:
+    base, tuned = verdict["metrics"]["base"], verdict["metrics"]["tuned"]
     return [
-        f"| {metric} | {_figure(verdict['metrics']['base'][metric])} | {_figure(tuned)} | {_figure(verdict['gains'][metric])} |"
-        for metric, tuned in verdict["metrics"]["tuned"].items()
+        f"| {metric} | {_figure(base[metric])} | {_figure(tuned[metric])} | {_figure(verdict['gains'][metric])} |"
+        for metric in tuned
     ]
 
 

@@ -28,8 +28,8 @@ def run(
     verdict: Artifact,
     out: Path,
 ) -> dict[str, Any]:
-    """Writes `adapter/` (PEFT) and, unless the project says no, `merged/` (bf16 safetensors); plain peft and transformers
-    load them with no tunesmith installed."""
+    """Writes `adapter/` (PEFT) and, unless the project says no, `merged/` (bf16 safetensors); plain peft and
+    transformers load them with no tunesmith installed."""
     text = card.write(name, base, tuned.summary, plan.summary, dataset.summary, verdict.summary)
     shutil.copytree(tuned / "adapter", out / "adapter")
     (out / "adapter" / "README.md").write_text(text, encoding="utf-8")

@@ -1,14 +1,14 @@
 """Causal attention over several documents laid end to end, without padding and without a T x T mask.
 
-Why. Rows are trained packed: the documents of a micro-batch stand one behind the other in a sequence of T tokens. With a
-block mask, stock attention computes all T x T scores and throws most of them away; on a CPU, torch's bf16 flash backward
-is also called in pieces too small to pay. Here every document is its own small attention: two batched matrix products
-forward, four backward. Cost follows the sum of squared document lengths, and a document cannot see another because
-their scores never exist.
+Why. Rows are trained packed: the documents of a micro-batch stand one behind the other in a sequence of T tokens.
+With a block mask, stock attention computes all T x T scores and throws most of them away; on a CPU, torch's bf16
+flash backward is also called in pieces too small to pay. Here every document is its own small attention: two batched
+matrix products forward, four backward. Cost follows the sum of squared document lengths, and a document cannot see
+another because their scores never exist.
 
 Layout. H query heads share G key heads (H a multiple of G). A document of L tokens is seen as G batches of (H/G * L)
-queries against L keys, so that grouped-query attention needs no repeated keys. The probabilities are saved for backward:
-H * L * L values per document and layer.
+queries against L keys, so that grouped-query attention needs no repeated keys. The probabilities are saved for
+backward: H * L * L values per document and layer.
 
 Scores are rounded to the dtype of the inputs, as in transformers' eager attention; softmax sums in fp32.
 """
@@ -37,7 +37,7 @@ def reference(
 def document_attention(
     q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, lengths: list[int], scale: float, window: int | None = None
 ) -> Tensor:
-    """Attention of each document to itself; `lengths` sum to T, `window` limits how far back a token sees. Returns HTD."""
+    """Attention of each document to itself; `lengths` sum to T, `window` limits how far back a token sees."""
     parts = zip(q_HTD.split(lengths, 1), k_GTD.split(lengths, 1), v_GTD.split(lengths, 1))
     return torch.cat([_Document.apply(q, k, v, scale, window) for q, k, v in parts], 1)
 

@@ -5,9 +5,9 @@ But the head is frozen, and the gradient of a token's log-probability with respe
 
     u_i = d logp_i / d h_i = W[y_i] - softmax(h_i W^T) W,
 
-needs nothing from backward except one factor per token. So the forward pass computes u_i while the logits of a chunk are
-at hand and keeps it (N x D values); backward is one multiplication. Two matrix products instead of three, logits live
-for one chunk of `CHUNK` tokens, and any loss that is a function of per-token log-probabilities can stand on top.
+needs nothing from backward except one factor per token. So the forward pass computes u_i while the logits of a chunk
+are at hand and keeps it (N x D values); backward is one multiplication. Two matrix products instead of three, logits
+live for one chunk of `CHUNK` tokens, and any loss that is a function of per-token log-probabilities can stand on top.
 Only label positions come in: what has no label never meets the head.
 """
 
@@ -29,7 +29,7 @@ def reference(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label_logprobs(h_ND: Tensor, w_VD: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 log-probability of each label, and whether the label is the likeliest token. Gradient flows to `h_ND` alone."""
+    """fp32 log-probability of each label, and whether the label is the first choice. Gradient goes to `h_ND` only."""
     logp_N, correct_N = _LabelLogprobs.apply(h_ND, w_VD, y_N)
     return logp_N, correct_N
 

@@ -29,5 +29,5 @@ def load_lora(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the adapter added to its weights. In fp32: rounding small updates to bf16 first would lose them."""
+    """The model with the adapter added to its weights. In fp32: rounded to bf16, small updates would be lost."""
     return PeftModel.from_pretrained(model.float(), str(folder)).merge_and_unload(safe_merge=True)

@@ -28,7 +28,7 @@ CONVERSION = 1  # raise when unpacking a GGUF file would give other weights
 
 
 class Base(BaseModel):
-    """A base model: `identity` changes with its weights; `folder` says where they lie, None while they must be fetched."""
+    """A base model: `identity` changes with its weights; `folder` says where they are, None until they are fetched."""
 
     model_config = ConfigDict(frozen=True)
     name: str

@@ -1,8 +1,8 @@
 """The one renderer: training, evaluation, export and serving all turn a conversation into tokens here.
 
-A conversation is rendered with the model's own chat template and tokenised as one text. The loss mask covers, for each
-assistant turn, its content and the end token after it, and nothing else: neither the prompt, nor the template's headers,
-nor the newline that follows the end token.
+A conversation is rendered with the model's own chat template and tokenised as one text. The loss mask covers, for
+each assistant turn, its content and the end token after it, and nothing else: neither the prompt, nor the template's
+headers, nor the newline that follows the end token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RENDERER = 1  # raise when the same conversation would give other tokens or anot
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of one conversation and, for each, whether it is learnt. `prompt_tokens` come before the last answer."""
+    """Token ids of one conversation, whether each is learnt, and how many come before the last answer."""
 
     ids: list[int]
     learnt: list[bool]
@@ -80,7 +80,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[int]:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Changes whenever the same conversation could give other tokens: template, special tokens, vocabulary, this file."""
+    """Changes whenever a conversation could give other tokens: template, special tokens, vocabulary, this file."""
     parts = [RENDERER, tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

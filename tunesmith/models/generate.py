@@ -22,8 +22,8 @@ def answers(
     batch_size: int,
     done: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
-    """New tokens for each prompt, its end token included when it was reached. Prompts of like length share a batch, padded
-    on the left; `done` is told the number of rows after each batch."""
+    """New tokens for each prompt, its end token included when it was reached. Prompts of like length share a batch,
+    padded on the left; `done` is told the number of rows after each batch."""
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     config = settings(stops, max_new_tokens)

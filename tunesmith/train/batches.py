@@ -6,8 +6,8 @@ import numpy as np
 
 
 def optimizer_steps(lengths: list[int], batch_tokens: int, epochs: float, seed: int) -> list[list[int]]:
-    """The rows of each optimizer step. Every epoch visits each row once in an order of its own; a step takes rows until it
-    holds about `batch_tokens` tokens. A fraction of an epoch visits that share of the rows."""
+    """The rows of each optimizer step. Every epoch visits each row once in an order of its own; a step takes rows
+    until it holds about `batch_tokens` tokens. A fraction of an epoch visits that share of the rows."""
     steps: list[list[int]] = []
     whole, part = divmod(epochs, 1)
     for epoch in range(int(whole) + (part > 0)):
@@ -19,7 +19,7 @@ def optimizer_steps(lengths: list[int], batch_tokens: int, epochs: float, seed: 
 
 
 def _even(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
-    """Cuts the rows, in order, into `count` runs of nearly equal tokens, so that no step of an epoch is a small rest."""
+    """Cuts the rows, in order, into `count` runs of nearly equal tokens, so that no step is a small rest."""
     ends = np.cumsum([lengths[i] for i in rows])
     step_N = np.minimum(((ends - 1) * count) // ends[-1], count - 1)
     return [part for part in ([r for r, s in zip(rows, step_N) if s == k] for k in range(count)) if part]

@@ -1,7 +1,7 @@
 """The training loop: one function from packed rows to the best adapter.
 
-Loss. Every micro-batch contributes the SUM of its token losses, divided by the label tokens of the whole optimizer step.
-Batch 8 x 1, 1 x 8, packed or not: same loss, same gradient.
+Loss. Every micro-batch contributes the SUM of its token losses, divided by the label tokens of the whole optimizer
+step. Batch 8 x 1, 1 x 8, packed or not: same loss, same gradient.
 
 Precision. With bf16 weights the adapter computes in bf16 too, but an fp32 master copy takes the optimizer's updates: at
 a learning rate of 1e-4, bf16 parameters would round most of them away.
@@ -28,11 +28,12 @@ from tunesmith.train.objectives.sft import Loss
 
 Objective = Callable[[PreTrainedModel, Packed, Kernels], Loss]
 State = dict[str, Tensor]
+Log = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The plan's decisions that the loop reads. Tokens per optimizer step and per forward pass; epochs may be a fraction."""
+    """The plan's decisions that the loop reads. Tokens are per optimizer step and per forward pass."""
 
     learning_rate: float
     epochs: float
@@ -48,21 +49,31 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What training came to: the best adapter's tensors, where it stood, and what the run did."""
+    """What training came to: the best adapter's tensors and the step it stood at, and what the run did."""
 
-    best: State
-    best_step: int
-    best_validation_loss: float | None
-    steps: int
     planned_steps: int
-    stopped_early: bool
-    tokens: int
-    learnt_tokens: int
+    best: State
+    best_step: int = 0
+    best_validation_loss: float | None = None
+    evaluations_without_gain: int = 0
+    steps: int = 0
+    stopped_early: bool = False
+    tokens: int = 0
+    learnt_tokens: int = 0
     step_seconds: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / sum(self.step_seconds)
+
+    def consider(self, state: State, validation_loss: float | None) -> None:
+        """Keeps this state if it is the best so far; without validation the newest is."""
+        best = self.best_validation_loss
+        if validation_loss is None or best is None or validation_loss < best:
+            self.best, self.best_step, self.best_validation_loss = state, self.steps, validation_loss
+            self.evaluations_without_gain = 0
+        else:
+            self.evaluations_without_gain += 1
 
 
 class Master:
@@ -72,15 +83,24 @@ class Master:
         self.working = [p for p in model.parameters() if p.requires_grad]
         self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
 
-    def take_gradients(self) -> None:
+    def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
+        """One optimizer step on the exact parameters, rounded back into the model; returns the gradient's norm."""
         for exact, working in zip(self.exact, self.working):
             exact.grad = None if working.grad is None else working.grad.float()
             working.grad = None
+        norm = float(torch.nn.utils.clip_grad_norm_(self.exact, max_grad_norm))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        with torch.no_grad():
+            for exact, working in zip(self.exact, self.working):
+                working.copy_(exact)
+        return norm
 
-    @torch.no_grad()
-    def publish(self) -> None:
-        for exact, working in zip(self.exact, self.working):
-            working.copy_(exact)
+    def state(self, model: PreTrainedModel) -> State:
+        """The trainable tensors by name, in fp32."""
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        return {name: exact.detach().clone() for name, exact in zip(names, self.exact)}
 
 
 def train(
@@ -90,7 +110,7 @@ def train(
     rows: Tokens,
     validation: Tokens,
     settings: Settings,
-    log: Callable[[dict[str, Any]], None],
+    log: Log,
     trunk: Callable[[PreTrainedModel], PreTrainedModel],
 ) -> Outcome:
     """Trains the parameters of `model` that require gradients; `trunk` gives the causal model inside a wrapper.
@@ -103,54 +123,28 @@ def train(
     optimizer = torch.optim.AdamW(master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = optimizer_steps(rows.lengths, settings.batch_tokens, settings.epochs, settings.seed)
     checks = {round(len(steps) * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
-    outcome = Outcome(_state(model, master), 0, None, 0, len(steps), False, 0, 0)
-    if settings.evaluations:
+    outcome = Outcome(len(steps), master.state(model))
+    if checks:
         outcome.best_validation_loss = _validate(inner, objective, kernels, validation, settings, log, 0)
-    bad = 0
     for number, step_rows in enumerate(steps, 1):
         started = time.perf_counter()
         rate = settings.learning_rate * schedule(number, len(steps), settings.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         done = step(inner, objective, kernels, rows, step_rows, settings.micro_batch_tokens, accelerator.backward)
         _require_finite(done.loss, number, rate)
-        master.take_gradients()
-        norm = float(torch.nn.utils.clip_grad_norm_(master.exact, settings.max_grad_norm))
-        optimizer.step()
-        master.publish()
+        norm = master.update(optimizer, rate, settings.max_grad_norm)
         seconds = time.perf_counter() - started
         outcome.steps, outcome.tokens = number, outcome.tokens + done.tokens
         outcome.learnt_tokens += done.learnt_tokens
         outcome.step_seconds.append(seconds)
-        log(
-            {
-                "step": number,
-                "of": len(steps),
-                "loss": done.loss,
-                "token_accuracy": done.accuracy,
-                "learning_rate": rate,
-                "gradient_norm": norm,
-                "tokens": done.tokens,
-                "tokens_per_second": done.tokens / seconds,
-                "step_seconds": seconds,
-            }
-        )
+        log(_entry(number, len(steps), done, rate, norm, seconds))
         if number in checks:
-            found = _validate(inner, objective, kernels, validation, settings, log, number)
-            if outcome.best_validation_loss is None or found < outcome.best_validation_loss:
-                outcome.best, outcome.best_step, outcome.best_validation_loss, bad = (
-                    _state(model, master),
-                    number,
-                    found,
-                    0,
-                )
-            else:
-                bad += 1
-            if settings.patience is not None and bad >= settings.patience and number < len(steps):
+            loss = _validate(inner, objective, kernels, validation, settings, log, number)
+            outcome.consider(master.state(model), loss)
+            if outcome.evaluations_without_gain == settings.patience and number < len(steps):
                 outcome.stopped_early = True
                 break
-    if not settings.evaluations:
-        outcome.best, outcome.best_step = _state(model, master), outcome.steps
+    if not checks:
+        outcome.consider(master.state(model), None)
     return outcome
 
 
@@ -201,7 +195,7 @@ def _validate(
     kernels: Kernels,
     validation: Tokens,
     settings: Settings,
-    log: Callable[[dict[str, Any]], None],
+    log: Log,
     number: int,
 ) -> float:
     batches = micro_batches(list(range(len(validation))), validation.lengths, settings.micro_batch_tokens)
@@ -212,10 +206,18 @@ def _validate(
     return loss
 
 
-def _state(model: PreTrainedModel, master: Master) -> State:
-    """The trainable tensors by name, from the fp32 master."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    return {name: exact.detach().clone() for name, exact in zip(names, master.exact)}
+def _entry(number: int, of: int, done: StepResult, rate: float, norm: float, seconds: float) -> dict[str, Any]:
+    return {
+        "step": number,
+        "of": of,
+        "loss": done.loss,
+        "token_accuracy": done.accuracy,
+        "learning_rate": rate,
+        "gradient_norm": norm,
+        "tokens": done.tokens,
+        "tokens_per_second": done.tokens / seconds,
+        "step_seconds": seconds,
+    }
 
 
 def _require_finite(loss: float, number: int, rate: float) -> None:

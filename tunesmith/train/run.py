@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
 from tunesmith.core import hardware, store
-from tunesmith.core.console import progress, say
+from tunesmith.core.console import Bar, progress, say
 from tunesmith.core.step import Artifact
 
 if TYPE_CHECKING:
     from tunesmith.models.base import Base
+    from tunesmith.train.loop import Outcome
 
 VERSION = 1
 
 
 def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, Any]:
-    """Writes `adapter/` (PEFT's format, with the tokeniser) and `metrics.jsonl`, one line per optimizer step and evaluation."""
+    """Writes `adapter/` (PEFT's format, with the tokeniser) and `metrics.jsonl`, a line per step and evaluation."""
     import torch
+    from peft import PeftModel
 
     from tunesmith.kernels import apply
     from tunesmith.models import adapters, load, packed
@@ -42,29 +45,40 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, A
     tuned = adapters.add_lora(model, chosen["rank"], chosen["alpha"], settings.seed)
     say(f"  threads             {threads.value:>9}  {threads.reason}")
     with (
-        open(out / "metrics.jsonl", "wb") as metrics,
-        progress("train", sum(rows.lengths) * settings.epochs, "tokens") as bar,
+        open(out / "metrics.jsonl", "wb") as file,
+        progress("train", settings.epochs * sum(rows.lengths), "tokens") as bar,
     ):
-        last = {"validation_loss": float("nan")}
-
-        def log(entry: dict[str, Any]) -> None:
-            metrics.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
-            metrics.flush()
-            last.update(entry)
-            if "loss" in entry:
-                bar.advance(
-                    entry["tokens"],
-                    f"step {entry['step']}/{entry['of']}  loss {entry['loss']:.3f}  "
-                    f"validation {last['validation_loss']:.3f}",
-                )
-
-        outcome = loop.train(
-            tuned, sft.loss, kernels, rows, validation, settings, log, trunk=lambda m: m.get_base_model()
-        )
+        log, trunk = _logger(file, bar), PeftModel.get_base_model
+        outcome = loop.train(tuned, sft.loss, kernels, rows, validation, settings, log, trunk)
     adapters.save(tuned, outcome.best, out / "adapter")
     load.tokenizer(base.folder).save_pretrained(out / "adapter")
     return {
         "base": base.model_dump(),
+        **_facts(outcome),
+        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "peak_memory_of": "training" if measured else "the whole process",
+        "threads": {"value": threads.value, "reason": threads.reason},
+        "kernels": list(kernels.notes),
+    }
+
+
+def _logger(file: BinaryIO, bar: Bar) -> Callable[[dict[str, Any]], None]:
+    """Writes each entry to metrics.jsonl, and moves the bar."""
+    last = {"validation_loss": float("nan")}
+
+    def log(entry: dict[str, Any]) -> None:
+        file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+        file.flush()
+        last.update(entry)
+        if "loss" in entry:
+            losses = f"loss {entry['loss']:.3f}  validation {last['validation_loss']:.3f}"
+            bar.advance(entry["tokens"], f"step {entry['step']}/{entry['of']}  {losses}")
+
+    return log
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    return {
         "steps": outcome.steps,
         "planned_steps": outcome.planned_steps,
         "stopped_early": outcome.stopped_early,
@@ -74,11 +88,7 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, A
         "learnt_tokens": outcome.learnt_tokens,
         "tokens_per_second": round(outcome.tokens_per_second, 1),
         "train_seconds": round(sum(outcome.step_seconds), 2),
-        "peak_memory_bytes": hardware.peak_memory_bytes(),
-        "peak_memory_of": "training" if measured else "the whole process",
         "trainable_parameters": sum(tensor.numel() for tensor in outcome.best.values()),
-        "threads": {"value": threads.value, "reason": threads.reason},
-        "kernels": list(kernels.notes),
     }
 
 

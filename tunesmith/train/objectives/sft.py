@@ -1,7 +1,7 @@
 """Supervised tuning: raise the log-probability of the wanted answers.
 
-An objective maps a packed micro-batch to a loss SUM and its counts. The loop divides the sums by the label tokens of the
-whole optimizer step, so that the gradient does not depend on how the step was cut into micro-batches.
+An objective maps a packed micro-batch to a loss SUM and its counts. The loop divides the sums by the label tokens of
+the whole optimizer step, so that the gradient does not depend on how the step was cut into micro-batches.
 """
 
 from __future__ import annotations
