@@ -3,6 +3,7 @@
 docs/config.md        every key of the project file, from the docstrings in core/config.py
 docs/cli.md           every command, from the live command line
 docs/show.schema.json what `tunesmith show --json` prints
+README.md             the table of results, from recipes/*/result.json
 tunesmith.schema.json what an editor needs to complete and check a project file
 """
 
@@ -27,7 +28,32 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/cli.md": _cli(),
         ROOT / "docs/show.schema.json": _json(Show.model_json_schema()),
         ROOT / "tunesmith.schema.json": _json(config.schema()),
+        ROOT / "README.md": _readme((ROOT / "README.md").read_text(encoding="utf-8")),
     }
+
+
+def _readme(text: str) -> str:
+    """The README with its table of results written anew from the files that `docs/results.py` keeps."""
+    head, _, rest = text.partition("<!-- results -->\n")
+    tail = rest.partition("<!-- /results -->")[2]
+    results = {path.parent.name: json.loads(path.read_text()) for path in sorted(ROOT.glob("recipes/*/result.json"))}
+    lines = ["| recipe | test rows | metric | base | tuned | training |", "| --- | --- | --- | --- | --- | --- |"]
+    for recipe, found in results.items():
+        for metric in ("field_f1", "exact_match", "valid_json"):
+            base, tuned = (found["metrics"][side][metric] for side in ("base", "tuned"))
+            rows, minutes = found["rows"], found["training"]["seconds"] / 60
+            rate = found["training"]["tokens_per_second"]
+            training = f"{rows['train']:,} rows, {minutes:.1f} min at {rate:,.0f} tokens/s"
+            lines.append(
+                f"| [{recipe}](recipes/{recipe}) | {rows['test']} | {metric} "
+                f"| {_figure(base)} | {_figure(tuned)} | {training} |"
+            )
+    note = "\n95 % intervals in brackets. SmolLM2-135M on two CPU cores; `recipes/*/result.json` hold the runs.\n"
+    return f"{head}<!-- results -->\n" + "\n".join(lines) + f"\n{note}<!-- /results -->{tail}"
+
+
+def _figure(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def _config(schema: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "api": {"core", "models", "lifecycle", "show", "web", "data"},
     "terminal": {"core", "api", "show"},
     "cli": {"core", "api", "terminal"},
+    "__main__": {"cli"},
     "__init__": {"core", "api", "show"},
 }
 MAY_IMPORT["train"] = MAY_IMPORT["train"] | {"kernels"}

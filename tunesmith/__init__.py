@@ -1,0 +1,24 @@
+"""tunesmith: from raw examples to a fine-tuned language model that is proven better than its base.
+
+The verbs of the command line are functions here: `tunesmith.run("tunesmith.yaml")`.
+"""
+
+from tunesmith.api import Chat, Check, StepStatus, check, export, init, models, run, show, status, why
+from tunesmith.core.errors import UserError
+from tunesmith.show import Show
+
+__all__ = [
+    "Chat",
+    "Check",
+    "Show",
+    "StepStatus",
+    "UserError",
+    "check",
+    "export",
+    "init",
+    "models",
+    "run",
+    "show",
+    "status",
+    "why",
+]

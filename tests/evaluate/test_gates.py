@@ -195,7 +195,7 @@ def test_answers_without_fields_pass_no_field_gate(tmp_path):
     assert "nothing to measure" in summary["gates"][0]["sentence"]
 
 
-def test_a_base_that_speaks_no_json_has_no_precision(tmp_path):
+def test_a_base_that_speaks_no_json_has_no_precision_but_the_tuned_model_has(tmp_path):
     expected, tuned = right_on([0.8], 60)
     summary = run(
         tmp_path,
@@ -205,7 +205,12 @@ def test_a_base_that_speaks_no_json_has_no_precision(tmp_path):
     )
     assert [gate["outcome"] for gate in summary["gates"]] == ["NOT ENOUGH DATA", "PASS", "PASS"]
     assert summary["gates"][0]["sentence"] == "field_precision was not measured: the base model names no field at all."
+    assert summary["gates"][0]["rows"] == 60
     assert summary["metrics"]["base"]["field_precision"]["value"] is None
+    precision = summary["metrics"]["tuned"]["field_precision"]
+    beside_itself = run(tmp_path, rows(expected, tuned), rows(expected, tuned))["metrics"]["tuned"]["field_precision"]
+    assert precision["value"] == beside_itself["value"] > 0.5
+    assert precision["low"] < precision["value"] < precision["high"]
 
 
 def test_default_gates(tmp_path):

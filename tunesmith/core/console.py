@@ -49,7 +49,7 @@ class _Plain:
             rate = self.done / (now - self.started)
             left_seconds = (self.total - self.done) / max(rate, 1e-9)
             say(
-                f"{self.label}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f}/s, "
+                f"{self.label}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.{0 if rate > 9 else 1}f}/s, "
                 f"{left_seconds:,.0f} s left {note}".rstrip()
             )
 

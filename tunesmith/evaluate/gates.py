@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tunesmith.evaluate.stats import Estimate
 VERSION = 1
 
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
+_NONE = Estimate(math.nan, np.empty(0), 0, 0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def compare(base: Scores, tuned: Scores) -> dict[Metric, Comparison]:
     compared = {}
     for metric, why in unmeasured.items():
         if why:
-            none = Estimate(math.nan, np.empty(0), len(base[metric]), 0)
-            compared[metric] = Comparison(none, none, none, unmeasured=why)
+            gain = replace(_NONE, rows=len(base[metric]))
+            compared[metric] = Comparison(_alone(metric, base), _alone(metric, tuned), gain, unmeasured=why)
         elif metric in metrics.BINARY:
             change = tuned[metric][:, 0] - base[metric][:, 0]
             p_value = stats.mcnemar(int((change > 0).sum()), int((change < 0).sum()))
@@ -174,6 +175,13 @@ def _estimates(
         )
         found[m] = (of_base, of_tuned, of_gain)
     return found
+
+
+def _alone(metric: Metric, scores: Scores) -> Estimate:
+    """One model's own figure where the other has none: a tuned model's precision beside a base that names no field."""
+    if metric != "field_precision" or not scores[metric][:, 1].any():
+        return _NONE
+    return _estimates([metric], scores, scores, bounded=True)[metric][0]
 
 
 def _why_unmeasured(metric: Metric, base: Scores, tuned: Scores) -> str:

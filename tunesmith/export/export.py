@@ -50,5 +50,6 @@ def _merge(base: Base, adapter: Path, out: Path) -> None:
     from tunesmith.models import adapters, load
 
     model = adapters.merged(load.model(base.folder, "fp32"), adapter)
-    model.to(load.DTYPES["bf16"]).save_pretrained(out)
-    load.tokenizer(adapter).save_pretrained(out)
+    with load.quiet():
+        model.to(load.DTYPES["bf16"]).save_pretrained(out)
+        load.tokenizer(adapter).save_pretrained(out)

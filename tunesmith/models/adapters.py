@@ -8,12 +8,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from tunesmith.models.load import quiet
+
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> PeftModel:
     """LoRA on every linear layer but the head (Dettmers et al. 2023, QLoRA); A is random from `seed`, B is zero."""
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    with quiet():
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def save(model: PeftModel, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -21,13 +24,11 @@ def save(model: PeftModel, state: dict[str, torch.Tensor], folder: Path) -> None
     for name, parameter in model.named_parameters():
         if name in state:
             parameter.data = state[name]
-    model.save_pretrained(str(folder))
-
-
-def load_lora(model: PreTrainedModel, folder: Path) -> PeftModel:
-    return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
+    with quiet():
+        model.save_pretrained(str(folder))
 
 
 def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with the adapter added to its weights. In fp32: rounded to bf16, small updates would be lost."""
-    return PeftModel.from_pretrained(model.float(), str(folder)).merge_and_unload(safe_merge=True)
+    with quiet():
+        return PeftModel.from_pretrained(model.float(), str(folder)).merge_and_unload(safe_merge=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with _quiet():
+    with quiet():
         return AutoTokenizer.from_pretrained(folder)
 
 
@@ -35,7 +37,7 @@ def model(folder: Path, precision: str, *, packed: bool = False) -> PreTrainedMo
     AttentionInterface.register("tunesmith_documents", _document_attention)
     AttentionMaskInterface.register("tunesmith_documents", lambda *arguments, **options: None)
     try:
-        with _quiet():
+        with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=DTYPES[precision], attn_implementation="tunesmith_documents" if packed else "sdpa"
             )
@@ -56,7 +58,10 @@ def unpack_gguf(gguf: Path, out: Path) -> None:
     What transformers reads from GGUF calls itself quantised and cannot be saved; its state dict, put into a model built
     from the same config without the quantisation, can.
     """
-    with _quiet():
+    with (
+        quiet(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # the GGUF reader draws a bar that ignores transformers' switch
         packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config = type(packed.config).from_dict(
             {
@@ -105,13 +110,15 @@ def _document_attention(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading is announced by us; transformers' own bars and notes stay out of the way."""
+def quiet() -> Iterator[None]:
+    """Loading and saving are announced by us; transformers' own bars, notes and warnings stay out of the way."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between transformers and peft, not for our users
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()

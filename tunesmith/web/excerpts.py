@@ -1,0 +1,219 @@
+"""Which rows a report shows, and how much of their text.
+
+Personal data stays out of it. A row in which personal data was found, whether it was then replaced, dropped or only
+counted, shows no text. Records that were quarantined, and rows that were dropped, may have left before anything looked for
+personal data: in their texts all that is like an address or a long number is masked, an order number sooner than missed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core import store
+
+CHARACTERS = 2_000  # of one text
+_SHORT_CHARACTERS = 200  # of a text that only has to be recognised
+_SAMPLES = 3  # rows for each reason
+_TOKENS = 400  # of one row
+_SHOWN = {"fixed": 4, "broken": 10, "wrong": 4}  # test rows
+_COMPARED_WORDS = 400  # of one answer: the time to compare is that of their square
+
+# By the outcome in scores.jsonl and whether the tuned model's answer is the expected one. A broken one never is.
+OUTCOMES = {("fixed", True): "fixed", ("fixed", False): "improved", ("same", True): "right", ("same", False): "wrong",
+            ("broken", False): "broken"}
+
+_ADDRESS = re.compile(r"""[^\s"'<>(){}\[\],;:\\]{1,64}@[^\s"'<>(){}\[\],;:\\]{1,255}""")
+_ACCOUNT = re.compile(r"\b[A-Z]{2}\d\d(?:[ -]?[A-Z0-9]){11,30}\b")
+_NUMBER = re.compile(r"(?<![\d-])(?!(?:19|20)\d\d-\d\d-\d\d)[+(]{0,2}\d(?:[ ()./-]{0,3}\d){6,}")
+_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\s+|[^\s"]+|"')
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A text, or the beginning of one that has so many `characters`."""
+
+    text: str
+    characters: int
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row that was dropped or a record that was quarantined. Its texts are None where they hold personal data."""
+
+    where: str
+    detail: str
+    prompt: Excerpt | None
+    answer: Excerpt | None = None
+
+
+@dataclass
+class Loss:
+    """The rows that left at one stage for one reason, and the first few of them."""
+
+    stage: str
+    reason: str
+    count: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model's answer: `pieces` of its text, each with whether it is what was expected."""
+
+    pieces: list[tuple[str, bool]]
+    whole: Excerpt
+    finish: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A test row with both models' answers; `prompt` holds role and text of each message after the system's."""
+
+    where: str
+    system: Excerpt | None
+    prompt: list[tuple[str, Excerpt]]
+    expected: Excerpt
+    base: Given
+    tuned: Given
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Test rows by what became of them: how many, and the first few. `hidden` of them hold personal data.
+
+    `metric` is the figure of a single row that is shown with it; it is None where there are no rows.
+    """
+
+    counts: dict[str, int]
+    shown: dict[str, list[Answered]]
+    metric: str | None
+    hidden: int
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row's tokens, each with its class: `ignored`, `learnt` or `end` (learnt, and ends the turn); `gap` stands for others."""
+
+    where: str
+    tokens: list[tuple[str, str]]
+    learnt: int
+    count: int
+
+
+def excerpt(text: str, limit: int = CHARACTERS) -> Excerpt:
+    return Excerpt(text[:limit], len(text), len(text) > limit)
+
+
+def masked(text: str, limit: int = _SHORT_CHARACTERS) -> Excerpt:
+    """An excerpt without what may be an address, an account or any other long number."""
+    seen = text[: 2 * limit + 300]  # more than is shown: what is cut in two would not be recognised
+    for pattern in (_ADDRESS, _ACCOUNT, _NUMBER):
+        seen = pattern.sub("[masked]", seen)
+    return Excerpt(seen[:limit], len(text), len(text) > limit)
+
+
+def is_personal(row: dict[str, Any]) -> bool:
+    """Whether personal data was found in a row, as the cleaning stage notes it."""
+    return row.get("reason") == "personal data" or any(note.startswith(("contains: ", "replaced: ")) for note in row["changes"])
+
+
+def quarantined(file: Path, stage: str) -> list[Loss]:
+    """The records that are no rows, by reason, with their fixes."""
+    return _losses(store.read_jsonl(file), stage, lambda record: Sample(
+        _where(record), record["fix"], masked(record["record"])))
+
+
+def dropped(file: Path, stage: str) -> list[Loss]:
+    """The dropped rows by reason; `stage` is the name of theirs where they do not say it."""
+    return _losses(store.read_jsonl(file), stage, lambda row: Sample(
+        _where(row), masked(row.get("detail", "")).text,
+        None if is_personal(row) else masked(_question(row["messages"][:-1])),
+        None if is_personal(row) else masked(str(row["messages"][-1]["content"]))))
+
+
+def answers(scores: Path, base: Path, tuned: Path, test: Path) -> Answers:
+    """Counts over all test rows, and some rows of each outcome with what both models said.
+
+    Rows stand in the order of the hash of their content, so that the first of them are no one's choice.
+    """
+    personal = {row["id"] for row in store.read_jsonl(test) if is_personal(row)}
+    counts = dict.fromkeys(OUTCOMES.values(), 0)
+    chosen: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _SHOWN}
+    metric = None
+    for row in store.read_jsonl(scores):
+        right = row["tuned"]["exact_match"] == 1
+        counts[OUTCOMES[row["outcome"], right]] += 1
+        metric = next(m for m in ("field_f1", "rouge_l", "exact_match") if m in row["tuned"])
+        kind = "wrong" if row["outcome"] != "broken" and not right else row["outcome"]
+        if row["id"] not in personal and kind in chosen and len(chosen[kind]) < _SHOWN[kind]:
+            chosen[kind].append(row)
+    ids = {row["id"] for rows in chosen.values() for row in rows}
+    said = [{p["id"]: p for p in store.read_jsonl(file) if p["id"] in ids} for file in (base, tuned)]
+    shown = {kind: [_answered(row, *(by_id[row["id"]] for by_id in said), str(metric)) for row in rows]
+             for kind, rows in chosen.items()}
+    return Answers(counts, shown, metric, len(personal))
+
+
+def token_rows(samples: Path, train: Path, ends: Sequence[str]) -> list[TokenRow]:
+    """The first training rows as the model sees them, less those with personal data; `ends` are the tokens that end a turn."""
+    return [_token_row(sample, ends) for sample, row in zip(store.read_json(samples), store.read_jsonl(train))
+            if not is_personal(row)]
+
+
+def _losses(records: Iterable[dict[str, Any]], stage: str, sample: Callable[[dict[str, Any]], Sample]) -> list[Loss]:
+    found: dict[tuple[str, str], Loss] = {}
+    for record in records:
+        key = record.get("stage", stage), record["reason"]
+        loss = found.setdefault(key, Loss(*key))
+        loss.count += 1
+        if len(loss.samples) < _SAMPLES:
+            loss.samples.append(sample(record))
+    return sorted(found.values(), key=lambda loss: -loss.count)
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{row['source'][:120]}:{row['line']}"
+
+
+def _question(messages: Sequence[dict[str, Any]]) -> str:
+    """What was said before the answer, less the system message."""
+    return "\n".join(str(m["content"]) for m in messages if m["role"] != "system")
+
+
+def _answered(score: dict[str, Any], base: dict[str, Any], tuned: dict[str, Any], metric: str) -> Answered:
+    expected = excerpt(base["expected"])
+    said = [Given(_pieces(expected.text, (whole := excerpt(p["answer"])).text, metric == "field_f1"), whole, p["finish"],
+                  score[model][metric]) for model, p in (("base", base), ("tuned", tuned))]
+    prompt = [(m["role"], excerpt(str(m["content"]))) for m in base["prompt"]]
+    system = prompt.pop(0)[1] if prompt and prompt[0][0] == "system" else None
+    return Answered(_where(base), system, prompt, expected, *said)
+
+
+def _pieces(expected: str, answer: str, is_json: bool) -> list[tuple[str, bool]]:
+    """The answer's words, joined where they agree with the expected ones and where they do not.
+
+    Prose of one meaning has many wordings, so that only the words of JSON, and of what comes near it, are compared.
+    """
+    wanted, found = _WORD.findall(expected), _WORD.findall(answer)
+    if not is_json or max(len(wanted), len(found)) > _COMPARED_WORDS:
+        return [(answer, True)]
+    matcher = difflib.SequenceMatcher(None, wanted, found, autojunk=False)
+    if matcher.ratio() < 0.5:
+        return [(answer, True)]
+    return [("".join(found[b1:b2]), kind == "equal") for kind, _, _, b1, b2 in matcher.get_opcodes() if b2 > b1]
+
+
+def _token_row(sample: dict[str, Any], ends: Sequence[str]) -> TokenRow:
+    tokens = [(("end" if text in ends else "learnt") if learnt else "ignored", text.replace("\n", "⏎\n"))
+              for text, learnt in zip(sample["tokens"], sample["learnt"])]
+    if len(tokens) > _TOKENS:
+        half = _TOKENS // 2
+        tokens = [*tokens[:half], ("gap", f"{len(tokens) - _TOKENS:,}"), *tokens[-half:]]
+    return TokenRow(_where(sample), tokens, sum(sample["learnt"]), len(sample["tokens"]))
