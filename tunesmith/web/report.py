@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that needs nothing else, made from what the steps left on disk.
 
-No figure is made up or computed anew here: each is read from `show`, from a step's record.json or from a file beside it.
+No figure is worked out here: each stands in `show` or in a step's record.json, or is counted in a file beside it.
 The page has no scripts and asks for nothing: its own policy forbids both, whatever text the rows may hold.
 """
 
@@ -12,18 +12,27 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from tunesmith.core import store
 from tunesmith.show import Figure, Show
 from tunesmith.web import charts, excerpts
-from tunesmith.web.excerpts import Loss
 
 Record = dict[str, Any]
 
 UNBOUNDED = frozenset({"perplexity"})  # metrics that have no place between 0 and 1
-SECTIONS = {"verdict": "Verdict", "answers": "Answers", "data": "Data", "tokens": "What is learnt", "plan": "Plan",
-            "training": "Training", "run": "The run"}  # templates/section_*.html
-_FIELDS, _VALUES, _LABEL_CHARACTERS = 40, 30, 60  # rows of the field table; bars of a label; of a label's name
+SECTIONS = {
+    "verdict": "Verdict",
+    "answers": "Answers",
+    "data": "Data",
+    "tokens": "What is learnt",
+    "plan": "Plan",
+    "training": "Training",
+    "run": "The run",
+}  # templates/section_*.html
+
+_FIELDS = 40  # rows of the field table
+_LABEL_CHARACTERS = 60  # of the name of a field or of its value
 
 
 def write(output: Path, found: Show) -> Path:
@@ -38,96 +47,147 @@ def render(output: Path, found: Show) -> str:
     folders = {step.step: Path(step.folder) for step in found.steps}
     records = {name: store.read_json(folder / "record.json") for name, folder in folders.items()}
     summaries: dict[str, Record] = {name: record["summary"] for name, record in records.items()}
-    return environment().get_template("report.html").render(
-        found=found, sections=SECTIONS, summaries=summaries, excerpts=excerpts, charts=charts, lead=_lead(found),
-        metrics=_metrics(found, summaries["verdict"]), fields=_fields(summaries["verdict"]["fields"]),
-        answers=excerpts.answers(folders["verdict"] / "scores.jsonl", folders["base"] / "predictions.jsonl",
-                                 folders["tuned"] / "predictions.jsonl", folders["format"] / "test.jsonl"),
-        flow=_flow(found, folders, summaries), labels=_labels(summaries["clean"]["labels"]),
-        token_rows=excerpts.token_rows(folders["format"] / "samples.json", folders["format"] / "train.jsonl",
-                                       summaries["format"]["proof"]["end_tokens"]),
-        curves=_curves(folders["train"] / "metrics.jsonl", found), versions=_versions(records),
-        artifacts={name: _near(path, output) for name, path in found.artifacts.items() if name != "report"})
+    data = folders["format"]
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            found=found,
+            sections=SECTIONS,
+            summaries=summaries,
+            charts=charts,
+            lead=_lead(found),
+            metrics=_metrics(found, summaries["verdict"]),
+            fields=_fields(summaries["verdict"]["fields"]),
+            answers=excerpts.answers(
+                folders["verdict"] / "scores.jsonl",
+                folders["base"] / "predictions.jsonl",
+                folders["tuned"] / "predictions.jsonl",
+                data / "test.jsonl",
+            ),
+            flow=_flow(found, folders, summaries),
+            labels=_labels(summaries["clean"]["labels"]),
+            token_rows=excerpts.token_rows(
+                data / "samples.json", data / "train.jsonl", summaries["format"]["proof"]["end_tokens"]
+            ),
+            curves=_curves(folders["train"] / "metrics.jsonl"),
+            versions=_versions(records),
+            artifacts={name: _near(path, output) for name, path in found.artifacts.items() if name != "report"},
+        )
+    )
 
 
 def environment() -> Environment:
     """Where templates come from, and how they write numbers: figures of metrics have three decimals everywhere."""
-    pages = Environment(loader=PackageLoader("tunesmith.web"), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
-    pages.filters.update(metric=_metric, interval=_interval, share=lambda x: "–" if x is None else _metric(x), p_value=_p_value, count=lambda n: f"{n:,}",
-                         plain=_plain, gigabytes=lambda n: f"{n / 1e9:.1f} GB", bytes=_bytes, address=quote)
+    pages = Environment(
+        loader=PackageLoader("tunesmith.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters.update(
+        metric=_metric,
+        share=_share,
+        interval=_interval,
+        p_value=_p_value,
+        plain=_plain,
+        count=_count,
+        tenths=_tenths,
+        gigabytes=_gigabytes,
+        megabytes=_megabytes,
+        wrapping=_wrapping,
+        address=quote,
+    )
     return pages
 
 
 def _lead(found: Show) -> str:
-    rows = f"{found.rows.test:,} frozen test rows"
-    if found.verdict == "PASS":
-        return f"On {rows} the tuned model is better than its base by what the project demands."
-    if found.verdict == "FAIL":
-        return f"On {rows} the tuned model does not reach what the project demands of it."
     if not found.rows.test:
         return "There are no test rows, so nothing was measured, and what was not measured is never a pass."
-    return f"{rows[0].upper()}{rows[1:]} are too few to tell whether the tuned model reaches what the project demands of it."
+    reached = {
+        "PASS": "the tuned model reaches what the project demands of it: every gate passed.",
+        "FAIL": "the tuned model does not reach what the project demands of it.",
+        "NOT ENOUGH DATA": "it cannot be told whether the tuned model reaches what the project demands of it.",
+    }
+    return f"On {found.rows.test:,} frozen test rows {reached[found.verdict]}"
 
 
 def _metrics(found: Show, verdict: Record) -> list[Record]:
-    """Each metric's figures with the p-value of no difference and, where they have one, their place between 0 and 1."""
+    """Each metric's figures, the p-value of no difference, and whether both lie between 0 and 1."""
     rows = []
     for name, tuned in found.metrics.tuned.items():
-        base, bounded = found.metrics.base[name], name not in UNBOUNDED
-        measured = base.value is not None or tuned.value is not None
-        rows.append({"name": name, "base": base, "tuned": tuned, "gain": found.metrics.gain[name],
-                     "p_value": verdict["gains"][name]["p_value"], "test": verdict["gains"][name]["test"],
-                     "strip": charts.strip(base, tuned) if bounded and measured else None})
+        base, gain = found.metrics.base[name], verdict["gains"][name]
+        rows.append(
+            {
+                "name": name,
+                "base": base,
+                "tuned": tuned,
+                "gain": found.metrics.gain[name],
+                "p_value": gain["p_value"],
+                "test": gain["test"],
+                "bounded": name not in UNBOUNDED and (base.value, tuned.value) != (None, None),
+            }
+        )
     return rows
 
 
-def _fields(tables: dict[str, dict[str, Record]]) -> dict[str, Any]:
-    """The fields of JSON answers, the commonest first; a field that one model alone named has no figures for the other."""
-    base, tuned = tables["base"], tables["tuned"]
+def _fields(tables: dict[str, dict[str, Record]]) -> Record:
+    """The fields of JSON answers, the commonest first. One that a single model named has no figures for the other."""
     nothing = dict.fromkeys(("precision", "recall", "f1"))
-    names = sorted(base.keys() | tuned.keys(), key=lambda name: (-(tuned.get(name) or base[name])["support"], name))
-    rows = [{"name": name[:_LABEL_CHARACTERS], "support": (tuned.get(name) or base[name])["support"],
-             "base": base.get(name, nothing), "tuned": tuned.get(name, nothing)} for name in names[:_FIELDS]]
-    return {"rows": rows, "more": max(0, len(names) - _FIELDS)}
+    support = {name: row["support"] for table in tables.values() for name, row in table.items()}
+    names = sorted(support, key=lambda name: (-support[name], name))
+    rows = [
+        {
+            "name": name[:_LABEL_CHARACTERS],
+            "support": support[name],
+            **{model: table.get(name, nothing) for model, table in tables.items()},
+        }
+        for name in names[:_FIELDS]
+    ]
+    return {"rows": rows, "more": len(names) - len(rows)}
 
 
 def _flow(found: Show, folders: dict[str, Path], summaries: dict[str, Record]) -> list[Record]:
-    """Stage by stage: how many rows left, why, and how many remain. The last remain as train, validation and test."""
-    losses: list[Loss] = [*excerpts.quarantined(folders["load"] / "quarantine.jsonl", "reading"),
-                          *excerpts.dropped(folders["clean"] / "dropped.jsonl", "cleaning"),
-                          *excerpts.dropped(folders["split"] / "dropped.jsonl", "splitting"),
-                          *excerpts.dropped(folders["format"] / "dropped.jsonl", "tokenising")]
-    stages = [("reading", found.rows.quarantined), *((s["stage"], s["dropped"]) for s in summaries["clean"]["stages"]),
-              ("splitting", summaries["split"]["dropped"]), ("tokenising", summaries["format"]["dropped"])]
+    """Stage by stage: how many rows left, why, and how many remain, in the end for train, validation and test."""
+    losses = [
+        *excerpts.quarantined(folders["load"] / "quarantine.jsonl", "reading"),
+        *excerpts.dropped(folders["clean"] / "dropped.jsonl", "cleaning"),
+        *excerpts.dropped(folders["split"] / "dropped.jsonl", "splitting"),
+        *excerpts.dropped(folders["format"] / "dropped.jsonl", "tokenising"),
+    ]
+    stages = {
+        "reading": found.rows.quarantined,
+        **{s["stage"]: s["dropped"] for s in summaries["clean"]["stages"]},
+        "splitting": summaries["split"]["dropped"],
+        "tokenising": summaries["format"]["dropped"],
+    }
     flow, left = [], found.rows.records
-    for stage, gone in stages:
+    for stage, gone in stages.items():
         left -= gone
-        flow.append({"stage": stage, "gone": gone, "left": left, "losses": [loss for loss in losses if loss.stage == stage]})
+        reasons = [loss for loss in losses if loss.stage == stage]
+        flow.append({"stage": stage, "gone": gone, "left": left, "losses": reasons})
     assert left == found.rows.train + found.rows.validation + found.rows.test
     return flow
 
 
 def _labels(labels: dict[str, dict[str, int]]) -> list[Record]:
     """For each field of the answers, how often it has each of its values."""
-    return [{"field": field[:_LABEL_CHARACTERS],
-             "values": [{"name": value[:_LABEL_CHARACTERS] or "(empty)", "count": count, "bar": charts.bar(count / max(values.values()))}
-                        for value, count in list(values.items())[:_VALUES]]}
-            for field, values in labels.items()]
+    return [
+        {
+            "field": field[:_LABEL_CHARACTERS],
+            "most": max(values.values()),
+            "bars": [(excerpts.masked(value, _LABEL_CHARACTERS).text, count) for value, count in values.items()],
+        }
+        for field, values in labels.items()
+    ]
 
 
-def _curves(metrics: Path, found: Show) -> dict[str, Any]:
-    """Loss by step, and small curves of what else was noted at each. A figure that was not finite is null in the file."""
+def _curves(metrics: Path) -> dict[str, list[charts.Point]]:
+    """The points of each curve of the training, by step. A figure that was not finite is null in the file."""
     entries = list(store.read_jsonl(metrics))
-
-    def points(name: str) -> list[charts.Point]:
-        return [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
-
-    validation = points("validation_loss")
-    small = {"learning rate": "learning_rate", "tokens a second": "tokens_per_second", "gradient norm": "gradient_norm",
-             "token accuracy": "token_accuracy"}
-    return {"loss": charts.loss(points("loss"), validation, found.training.best_step), "validation": validation,
-            "small": {title: charts.series(points(name), title) for title, name in small.items()}}
+    names = ("loss", "validation_loss", "learning_rate", "tokens_per_second", "gradient_norm", "token_accuracy")
+    return {name: [(e["step"], e[name]) for e in entries if e.get(name) is not None] for name in names}
 
 
 def _versions(records: dict[str, Record]) -> dict[str, str]:
@@ -144,7 +204,11 @@ def _near(path: str, output: Path) -> str:
 
 
 def _metric(value: float | None, sign: bool = False) -> str:
-    return "not measured" if value is None else f"{value:{'+' if sign else ''}.3f}"
+    return "not measured" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else _metric(value)
 
 
 def _interval(figure: Figure) -> str:
@@ -168,5 +232,22 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}"
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _tenths(value: float) -> str:
+    return f"{value:,.1f}"
+
+
+def _gigabytes(value: int) -> str:
+    return f"{value / 1e9:.1f} GB"
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:,.1f} MB"
+
+
+def _wrapping(name: str) -> Markup:
+    """A name that may be broken after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))

@@ -1,0 +1,41 @@
+"""Rows into steps and micro-batches: each row once an epoch, no step a small rest, no pass above its budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.train.batches import micro_batches, optimizer_steps
+
+lengths_of_rows = st.lists(st.integers(1, 400), min_size=1, max_size=80)
+
+
+@given(lengths_of_rows, st.integers(1, 2000), st.integers(1, 3), st.integers(0, 5))
+def test_every_row_is_visited_once_an_epoch(lengths: list[int], batch_tokens: int, epochs: int, seed: int) -> None:
+    steps = optimizer_steps(lengths, batch_tokens, epochs, seed)
+    assert Counter(row for step in steps for row in step) == dict.fromkeys(range(len(lengths)), epochs)
+    assert all(steps)
+
+
+@given(lengths_of_rows, st.integers(1, 2000), st.integers(0, 5))
+def test_the_order_is_that_of_the_seed(lengths: list[int], batch_tokens: int, seed: int) -> None:
+    assert optimizer_steps(lengths, batch_tokens, 1, seed) == optimizer_steps(lengths, batch_tokens, 1, seed)
+
+
+def test_steps_are_even() -> None:
+    steps = optimizer_steps([100] * 81, 800, 1, 0)
+    assert sorted(map(len, steps)) == [8] * 9 + [9]
+
+
+def test_a_fraction_of_an_epoch_visits_that_share() -> None:
+    assert sum(map(len, optimizer_steps([10] * 100, 50, 0.3, 0))) == 30
+    assert sum(map(len, optimizer_steps([10] * 100, 50, 1.5, 0))) == 150
+
+
+@given(lengths_of_rows, st.integers(1, 900))
+def test_micro_batches_hold_every_row_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = micro_batches(list(range(len(lengths))), lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= budget for batch in batches)
