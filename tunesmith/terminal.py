@@ -79,7 +79,7 @@ def _figure(figure: Figure, sign: bool = False) -> str:
     plus = "+" if sign else ""
     if figure.low is None or figure.high is None:
         return f"{figure.value:{plus}.3f}  [dim](too few rows for bounds)[/]"
-    return f"{figure.value:{plus}.3f}  [dim]({figure.low:.3f} to {figure.high:.3f})[/]"
+    return f"{figure.value:{plus}.3f} [dim]{figure.low:{plus}.3f}–{figure.high:{plus}.3f}[/]"
 
 
 def _near(path: str) -> str:

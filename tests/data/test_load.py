@@ -126,6 +126,7 @@ def test_the_summary_counts_by_source_shape_reason_and_repair(tmp_path):
     two = jsonl(tmp_path / "two.jsonl", {"question": "q", "answer": "a"})
     summary = loaded(tmp_path, source(one), source(two, split="test"), max_quarantined=0.5)
     assert summary == {
+        "headline": "4 records: 3 rows, 1 quarantined",
         "rows_in": 4, "kept": 3, "quarantined": 1,
         "shapes": {"prompt_completion": 1, "alpaca": 1, "columns": 1},
         "reasons": {"raw text has no answer to learn from": 1},

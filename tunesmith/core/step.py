@@ -49,7 +49,7 @@ class Artifact:
         return self.folder / name
 
 
-Summary = dict[str, Any]
+Summary = dict[str, Any]  # JSON; its `headline`, if there is one, is shown when the step is done
 StepFunction = Callable[..., Summary]
 
 
@@ -144,6 +144,8 @@ class Steps:
                 f"{free_bytes / 1e6:,.0f} MB are free in {self.output}; what the step had written was removed",
                 "free some space, then run the same command again: finished steps are kept",
             ) from None
+        if "headline" in summary:
+            self.say(f"{'':<9} {summary['headline']}")
         return Artifact(name, folder.name, folder, "ran", summary)
 
     def _keep_failed(self, name: str, work: Path) -> None:
@@ -158,7 +160,7 @@ class Steps:
         before = last_record(self.output, name)
         if before is None:
             unfinished = list((self.output / "steps" / name).glob(".*.unfinished"))
-            return ["the last attempt did not finish"] if unfinished else ["it has not run yet"]
+            return ["the last attempt did not finish"] if unfinished else ["no earlier result"]
         return self.differences(before["hashed"]) or ["its result was removed"]
 
     def differences(self, before: dict[str, Any]) -> list[str]:

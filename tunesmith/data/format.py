@@ -68,7 +68,13 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
         "rows_checked": sum(summary[s]["rows"] for s in SIDES),
         "end_tokens": tokenizer.convert_ids_to_tokens(stops),
     }
+    ends = " or ".join(proof["end_tokens"])
+    headline = (
+        f"{summary['train']['tokens']:,} training tokens, {summary['train']['learnt_tokens']:,} learnt; "
+        f"all {proof['rows_checked']:,} rows end with {ends} and learn it; {len(dropped):,} dropped"
+    )
     return {
+        "headline": headline,
         **summary,
         "dropped": len(dropped),
         "reasons": dict(reasons),

@@ -177,6 +177,7 @@ def _summary(ledgers: Iterable[Ledger]) -> dict[str, Any]:
         whole.reasons += ledger.reasons
         whole.repairs += ledger.repairs
     return {
+        "headline": f"{whole.rows_in:,} records: {whole.kept:,} rows, {whole.quarantined:,} quarantined",
         "rows_in": whole.rows_in, "kept": whole.kept, "quarantined": whole.quarantined,
         "shapes": dict(whole.shapes.most_common()), "reasons": dict(whole.reasons.most_common()),
         "repairs": dict(whole.repairs.most_common()),

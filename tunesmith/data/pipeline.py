@@ -87,7 +87,9 @@ def run(clean: Clean, raw: Artifact, out: Path) -> dict[str, Any]:
             _why_none(rows_in, reasons),
             "read output/failed/clean/dropped.jsonl, then mend the data or loosen `data.clean`",
         )
+    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     return {
+        "headline": f"{len(rows):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
         "rows_in": rows_in,
         "kept": len(rows),
         "dropped": len(dropped),

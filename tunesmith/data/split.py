@@ -51,13 +51,16 @@ def run(split: Split, clean: Artifact, out: Path) -> dict[str, Any]:
             _where(sides, reasons),
             "add examples, lower data.split.test and data.split.validation, or pin fewer files to them",
         )
+    warnings = list(_warnings(split, rows, sides))
+    counts = ", ".join(f"{len(sides[side]):,} {side}" for side in SIDES)
     return {
+        "headline": f"{counts}, {len(dropped):,} dropped" + "".join(f"; {warning}" for warning in warnings),
         "rows_in": len(rows),
         **{side: len(sides[side]) for side in SIDES},
         "dropped": len(dropped),
         "reasons": reasons,
         "groups": {side: len({row.group for row in sides[side]}) for side in SIDES},
-        "warnings": list(_warnings(split, rows, sides)),
+        "warnings": warnings,
     }
 
 

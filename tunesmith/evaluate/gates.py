@@ -85,6 +85,7 @@ def run(
     store.write_json(out / "verdict.json", verdict)
     store.write_jsonl(out / "scores.jsonl", _row_scores(base, base_scores, tuned_scores))
     return {
+        "headline": outcome,
         **verdict,
         "rows": len(base),
         "metrics": _finite(

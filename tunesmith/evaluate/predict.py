@@ -83,7 +83,15 @@ def run(generation: Generation, base: Base, tuned: Artifact | None, dataset: Art
             for row, key in zip(rows, keys)
         ),
     )
-    return {"rows": len(rows), "reused": len(rows) - len(todo), **settings, "batch_size": generation.batch_size}
+    reused = len(rows) - len(todo)
+    headline = f"{len(rows):,} answers in {precision}" + (f", {reused:,} known from earlier runs" if reused else "")
+    return {
+        "headline": headline,
+        "rows": len(rows),
+        "reused": len(rows) - len(todo),
+        **settings,
+        "batch_size": generation.batch_size,
+    }
 
 
 def _model(base: Base, tuned: Artifact | None, precision: str) -> PreTrainedModel:

@@ -120,7 +120,7 @@ def _micro_batch_tokens(
     )
     return Decision(
         value,
-        f"about {peak_bytes / 1e9:.1f} GB at the peak, within half of this machine's {machine.memory_bytes / 1e9:.0f}",
+        f"about {peak_bytes / 1e9:.1f} GB at the peak, within half of {machine.memory_bytes / 1e9:.0f} GB",
     )
 
 

@@ -78,7 +78,11 @@ def _logger(file: BinaryIO, bar: Bar) -> Callable[[dict[str, Any]], None]:
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
+    loss = "none measured" if outcome.best_validation_loss is None else f"{outcome.best_validation_loss:.4f}"
+    stopped = ", stopped early" if outcome.stopped_early else ""
     return {
+        "headline": f"best validation loss {loss}, at step {outcome.best_step} of {outcome.steps}{stopped}; "
+        f"{outcome.tokens_per_second:,.0f} tokens/s",
         "steps": outcome.steps,
         "planned_steps": outcome.planned_steps,
         "stopped_early": outcome.stopped_early,

@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.core import store
 
 CHARACTERS = 2_000  # of one text
-_SHORT_CHARACTERS = 200  # of a text that only has to be recognised
+_SHORT_CHARACTERS = 200  # of a text that only has to be recognised, and of a token
 _SAMPLES = 3  # rows for each reason
 _TOKENS = 400  # of one row
 _SHOWN = {"fixed": 4, "broken": 10, "wrong": 4}  # test rows
@@ -133,7 +133,9 @@ def is_personal(row: dict[str, Any]) -> bool:
 def quarantined(file: Path, stage: str) -> list[Loss]:
     """The records that are no rows, by reason, with their fixes."""
     return _losses(
-        store.read_jsonl(file), stage, lambda record: Sample(_where(record), record["fix"], masked(record["record"]))
+        store.read_jsonl(file),
+        stage,
+        lambda record: Sample(_where(record), masked(record["fix"]).text, masked(record["record"])),
     )
 
 
@@ -235,7 +237,7 @@ def _pieces(expected: str, answer: str, is_json: bool) -> list[tuple[str, bool]]
 
 def _token_row(sample: dict[str, Any], ends: Sequence[str]) -> TokenRow:
     tokens = [
-        (("end" if text in ends else "learnt") if learnt else "ignored", text.replace("\n", "⏎\n"))
+        (("end" if text in ends else "learnt") if learnt else "ignored", text[:_SHORT_CHARACTERS].replace("\n", "⏎\n"))
         for text, learnt in zip(sample["tokens"], sample["learnt"])
     ]
     if len(tokens) > _TOKENS:

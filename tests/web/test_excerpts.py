@@ -1,0 +1,66 @@
+"""What may be seen of a row: the beginnings of texts, and nothing that looks like an address or a number of someone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.data import pii
+from tunesmith.web import excerpts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann@mail.example", '{"to": "ann.other+x@mail.example"}', "+44 20 7946 0958", "(0)171 123-45-67",
+        "4111 1111 1111 1111",
+        "DE89 3704 0044 0532 0130 00", "GB82WEST12345698765432", "07700900123",
+    ],
+)  # fmt: skip
+def test_personal_data_is_masked(text: str) -> None:
+    shown = excerpts.masked(f"before {text} after").text
+    assert "[masked]" in shown
+    assert shown.startswith("before ")
+    assert shown.endswith(" after")
+    assert not pii.find(shown)
+    assert sum(character.isdigit() for character in shown) < 4
+
+
+@pytest.mark.parametrize("text", ["order FH-44127", "2025-02-11 03:14:07 export", "a @ b", "1, 2, 3", "12 of 345"])
+def test_what_is_no_one_s_stays(text: str) -> None:
+    assert excerpts.masked(text) == excerpts.Excerpt(text, len(text), False)
+
+
+@given(st.integers(0, 200))
+def test_a_number_at_the_cut_is_masked_too(start: int) -> None:
+    shown = excerpts.masked("x " * (start // 2) + "call +44 20 7946 0958 or ann@mail.example now" + " y" * 200)
+    assert shown.cut
+    assert len(shown.text) <= 200
+    assert "7946" not in shown.text
+    assert "ann" not in shown.text
+
+
+def test_masking_a_long_line_is_quick() -> None:
+    shown = excerpts.masked("a" * 100_000 + "@" + "1" * 100_000)
+    assert shown.characters == 200_001
+    assert len(shown.text) == 200
+
+
+def test_an_excerpt_says_that_it_is_cut() -> None:
+    assert excerpts.excerpt("abc", 3) == excerpts.Excerpt("abc", 3, False)
+    assert excerpts.excerpt("abcd", 3) == excerpts.Excerpt("abc", 4, True)
+
+
+@pytest.mark.parametrize(
+    ("row", "personal"),
+    [
+        ({"changes": []}, False),
+        ({"changes": ["contradicts a.jsonl:3"], "reason": "duplicate"}, False),
+        ({"changes": ["replaced: email"]}, True),
+        ({"changes": ["contains: phone"]}, True),
+        ({"changes": [], "reason": "personal data"}, True),
+    ],
+)
+def test_personal_rows_are_told_by_their_notes(row: dict[str, object], personal: bool) -> None:
+    assert excerpts.is_personal(row) == personal
