@@ -37,50 +37,55 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
     chat.require_template(tokenizer, base.name)
     stops = chat.stop_ids(tokenizer, base.folder)
     limit = format.max_tokens or bases.facts(base.folder)["context"] or 2048
-    dropped: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"limit": limit, "renderer": chat.fingerprint(tokenizer), "stops": stops}
-    samples: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
+    turns = 0
     with progress("format", sum(splits.summary[side] for side in SIDES), "rows") as bar:
         for side in SIDES:
             rows = store.read_rows(splits / f"{side}.jsonl")
-            kept, rendered = [], []
-            truncated = 0
+            too_long = "drop" if side == "test" else format.too_long  # an exam row that is cut is another question
+            results = []
             for row in rows:
-                result, reason = _tokens(tokenizer, row, stops, limit, format.too_long if side != "test" else "drop")
+                results.append((row, *_tokens(tokenizer, row, stops, limit, too_long)))
                 bar.advance(1)
-                if result is None:
-                    dropped.append({**row.to_json(), "side": side, "reason": reason})
-                    continue
-                truncated += reason == "truncated"
-                kept.append(row)
-                rendered.append(result)
-            _write_side(out, side, kept, rendered)
-            summary[side] = {"rows_in": len(rows), "rows": len(kept), "truncated": truncated, **_ledger(rendered)}
-            samples += [
-                _sample(tokenizer, row, r) for row, r in list(zip(kept, rendered))[: _SAMPLES if side == "train" else 0]
-            ]
+            kept = [(row, rendered) for row, rendered, _ in results if rendered]
+            gone = [(row, reason) for row, rendered, reason in results if not rendered]
+            assert len(rows) == len(kept) + len(gone)
+            dropped += [{**row.to_json(), "side": side, "reason": reason} for row, reason in gone]
+            truncated = sum(reason == "truncated" for _, _, reason in results)
+            _write_side(out, side, kept)
+            summary[side] = {"rows_in": len(rows), "rows": len(kept), "truncated": truncated, **_ledger(kept)}
+            turns = max([turns, *(_turns(row) for row, _ in kept)])
+            if side == "train":
+                store.write_json(out / "samples.json", [_sample(tokenizer, *pair) for pair in kept[:_SAMPLES]])
     store.write_jsonl(out / "dropped.jsonl", dropped)
-    store.write_json(out / "samples.json", samples)
-    reasons = Counter(item["reason"] for item in dropped)
+    reasons = dict(Counter(item["reason"] for item in dropped).most_common())
     _refuse(format, limit, dropped, reasons, summary, base.name)
-    assert all(summary[s]["rows_in"] == summary[s]["rows"] + sum(d["side"] == s for d in dropped) for s in SIDES)
-    proof = {
-        "rows_checked": sum(summary[s]["rows"] for s in SIDES),
-        "end_tokens": tokenizer.convert_ids_to_tokens(stops),
-    }
-    ends = " or ".join(proof["end_tokens"])
-    headline = (
-        f"{summary['train']['tokens']:,} training tokens, {summary['train']['learnt_tokens']:,} learnt; "
-        f"all {proof['rows_checked']:,} rows end with {ends} and learn it; {len(dropped):,} dropped"
-    )
+    whole = sum(summary[side]["rows"] - summary[side]["truncated"] for side in SIDES)
+    proof = {"rows_checked": whole, "end_tokens": tokenizer.convert_ids_to_tokens(stops)}
     return {
-        "headline": headline,
+        "headline": _headline(summary, proof, len(dropped)),
         **summary,
         "dropped": len(dropped),
-        "reasons": dict(reasons),
+        "reasons": reasons,
         "proof": proof,
-        "longest_answer": max(summary[s]["longest_answer"] for s in SIDES),
+        "turns": turns,
+        "longest_answer": max(summary[side]["longest_answer"] for side in SIDES),
     }
+
+
+def _headline(summary: dict[str, Any], proof: dict[str, Any], dropped: int) -> str:
+    truncated = sum(summary[side]["truncated"] for side in SIDES)
+    cut = f", {truncated:,} truncated" if truncated else ""
+    return (
+        f"{summary['train']['tokens']:,} training tokens, {summary['train']['learnt_tokens']:,} learnt; "
+        f"{proof['rows_checked']:,} rows end with {' or '.join(proof['end_tokens'])}, learnt too{cut}; "
+        f"{dropped:,} dropped"
+    )
+
+
+def _turns(row: Row) -> int:
+    return sum(message["role"] == "user" for message in row.messages)
 
 
 def _tokens(
@@ -108,7 +113,7 @@ def _refuse(
     format: Format,
     limit: int,
     dropped: list[dict[str, Any]],
-    reasons: Counter[str],
+    reasons: dict[str, int],
     summary: dict[str, Any],
     model: str,
 ) -> None:
@@ -123,7 +128,7 @@ def _refuse(
         )
     if summary["train"]["rows"]:
         return
-    reason = reasons.most_common(1)[0][0] if reasons else "no rows"
+    reason = next(iter(reasons), "no rows")
     if reason == "the answer's end token would not be learnt":
         raise ModelError(
             f"the chat template of {model} never ends the assistant's turn with an end token",
@@ -137,24 +142,23 @@ def _refuse(
     )
 
 
-def _write_side(out: Path, side: str, rows: list[Row], rendered: list[Rendered]) -> None:
-    store.write_rows(out / f"{side}.jsonl", rows)
-    np.save(out / f"{side}.ids.npy", np.array([i for r in rendered for i in r.ids], dtype=np.int32))
-    np.save(out / f"{side}.learnt.npy", np.array([m for r in rendered for m in r.learnt], dtype=np.bool_))
-    np.save(out / f"{side}.ends.npy", np.cumsum([len(r.ids) for r in rendered], dtype=np.int64))
+def _write_side(out: Path, side: str, kept: list[tuple[Row, Rendered]]) -> None:
+    store.write_rows(out / f"{side}.jsonl", (row for row, _ in kept))
+    np.save(out / f"{side}.ids.npy", np.array([i for _, r in kept for i in r.ids], dtype=np.int32))
+    np.save(out / f"{side}.learnt.npy", np.array([m for _, r in kept for m in r.learnt], dtype=np.bool_))
+    np.save(out / f"{side}.ends.npy", np.cumsum([len(r.ids) for _, r in kept], dtype=np.int64))
 
 
-def _ledger(rendered: list[Rendered]) -> dict[str, Any]:
-    lengths = [len(r.ids) for r in rendered] or [0]
-    learnt = [sum(r.learnt) for r in rendered] or [0]
+def _ledger(kept: list[tuple[Row, Rendered]]) -> dict[str, Any]:
+    lengths = [len(r.ids) for _, r in kept] or [0]
     return {
         "tokens": sum(lengths),
-        "learnt_tokens": sum(learnt),
+        "learnt_tokens": sum(sum(r.learnt) for _, r in kept),
         "longest": max(lengths),
         "median": int(np.median(lengths)),
         "p95": int(np.percentile(lengths, 95)),
-        "longest_answer": max((len(r.ids) - r.prompt_tokens for r in rendered), default=0),
-        "histogram": [c.tolist() for c in np.histogram(lengths, bins=20)],
+        "longest_answer": max((len(r.ids) - r.prompt_tokens for _, r in kept), default=0),
+        "histogram": [counts.tolist() for counts in np.histogram(lengths, bins=20)],
     }
 
 

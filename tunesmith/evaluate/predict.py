@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import orjson
 
 from tunesmith.core import hardware, store
 from tunesmith.core.console import progress, say
+from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, versions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from tunesmith.core.config import Generation
     from tunesmith.models.base import Base
@@ -22,113 +24,96 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _FP32_PARAMETERS = 1_000_000_000
+_NLL_ROWS = 16  # scored in one forward pass
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """The frozen rows as prompts, the settings that an answer depends on, and a key for each row's content."""
+
+    rows: list[Row]
+    prompts: list[list[int]]
+    keys: list[str]
+    tokens: Tokens
+    settings: dict[str, Any]
 
 
 def run(generation: Generation, base: Base, tuned: Artifact | None, dataset: Artifact, out: Path) -> dict[str, Any]:
-    """Writes `predictions.jsonl`: id, prompt, expected, answer, finish ("stop" or "length"), nll (nats over the
-    expected answer's `tokens` tokens, end token included; null where it overflows), source and line.
+    """Writes `predictions.jsonl`: id, prompt, expected, answer, finish ("stop" or "length"), new_tokens (generated),
+    nll (nats over the row's `tokens` learnt tokens, end tokens included; null where it overflows), source and line.
 
     Greedy decoding with the renderer of training. Answers of the base are kept for all runs and projects by the
     content of the prompt, so that they are generated once; those of a tuned model are as new as the model.
     """
+    exam = _exam(generation, base, dataset)
+    known = _Known(base, exam.settings) if tuned is None else None
+    results = dict(known.found) if known else {}
+    todo = [i for i, key in enumerate(exam.keys) if key not in results]
+    if todo:
+        made = _sit(exam, todo, base, tuned, generation.batch_size)
+        results |= made
+        if known:
+            known.keep(made)
+    store.write_jsonl(out / "predictions.jsonl", (_line(row, results[key]) for row, key in zip(exam.rows, exam.keys)))
+    reused = len(exam.rows) - len(todo)
+    told = f", {reused:,} of them known from earlier runs" if reused else ""
+    return {
+        "headline": f"{len(exam.rows):,} answers in {exam.settings['precision']}{told}",
+        "rows": len(exam.rows),
+        "reused": reused,
+        **exam.settings,
+        "batch_size": generation.batch_size,
+    }
+
+
+def _exam(generation: Generation, base: Base, dataset: Artifact) -> _Exam:
     from tunesmith.models import base as bases
     from tunesmith.models import chat, load
     from tunesmith.models.packed import Tokens
 
     assert base.folder is not None
-    rows = store.read_rows(dataset / "test.jsonl")
+    rows, tokens = store.read_rows(dataset / "test.jsonl"), Tokens(dataset.folder, "test")
     tokenizer = load.tokenizer(base.folder)
-    stops = chat.stop_ids(tokenizer, base.folder)
-    longest = generation.max_new_tokens or math.ceil((1.25 * dataset.summary["longest_answer"] + 8) / 32) * 32
+    prompts = [chat.prompt_ids(tokenizer, row.prompt, row.tools) for row in rows]
     small = bases.facts(base.folder)["parameters"] <= _FP32_PARAMETERS
-    precision = generation.precision or ("fp32" if small else "bf16")
+    longest = math.ceil((1.25 * dataset.summary["longest_answer"] + 8) / 32) * 32
     settings = {
-        "precision": precision,
-        "max_new_tokens": longest,
-        "stops": stops,
+        "precision": generation.precision or ("fp32" if small else "bf16"),
+        "max_new_tokens": generation.max_new_tokens or longest,
+        "stops": chat.stop_ids(tokenizer, base.folder),
         "renderer": dataset.summary["renderer"],
     }
-    prompts = [chat.prompt_ids(tokenizer, row.prompt, row.tools) for row in rows]
-    tokens = Tokens(dataset.folder, "test")
-    known = _Known(base, settings) if tuned is None else None
-    keys = [_key(prompt, tokens.row(i)[0].tolist()) for i, prompt in enumerate(prompts)]
-    todo = [i for i, key in enumerate(keys) if known is None or key not in known.found]
-    results: dict[str, dict[str, Any]] = dict(known.found) if known else {}
-    if todo:
-        model = _model(base, tuned, precision)
-        made = _answer(
-            model,
-            tokenizer,
-            [prompts[i] for i in todo],
-            stops,
-            longest,
-            generation.batch_size,
-            "base" if tuned is None else "tuned",
-        )
-        nlls = _nlls(model, tokens, todo)
-        results |= {keys[i]: {**answer, **nll} for i, answer, nll in zip(todo, made, nlls)}
-        if known:
-            known.keep({keys[i]: results[keys[i]] for i in todo})
-    store.write_jsonl(
-        out / "predictions.jsonl",
-        (
-            {
-                "id": row.id,
-                "prompt": row.prompt,
-                "expected": row.answer,
-                **results[key],
-                "source": row.source,
-                "line": row.line,
-            }
-            for row, key in zip(rows, keys)
-        ),
-    )
-    reused = len(rows) - len(todo)
-    headline = f"{len(rows):,} answers in {precision}" + (f", {reused:,} known from earlier runs" if reused else "")
-    return {
-        "headline": headline,
-        "rows": len(rows),
-        "reused": len(rows) - len(todo),
-        **settings,
-        "batch_size": generation.batch_size,
-    }
+    return _Exam(rows, prompts, [_key(p, tokens.row(i)[0].tolist()) for i, p in enumerate(prompts)], tokens, settings)
 
 
-def _model(base: Base, tuned: Artifact | None, precision: str) -> PreTrainedModel:
+def _sit(exam: _Exam, todo: list[int], base: Base, tuned: Artifact | None, batch_size: int) -> dict[str, Any]:
+    """Answers and likelihoods of the rows `todo`, by key."""
     import torch
 
-    from tunesmith.models import adapters, load
+    from tunesmith.models import adapters, generate, load
 
     assert base.folder is not None
     torch.set_num_threads(hardware.threads().value)
+    precision, stops = exam.settings["precision"], exam.settings["stops"]
     model = load.model(base.folder, "fp32" if tuned else precision, packed=True)
     if tuned:
         model = adapters.merged(model, tuned / "adapter").to(load.DTYPES[precision])
-    return model
-
-
-def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    stops: list[int],
-    longest: int,
-    batch_size: int,
-    label: str,
-) -> list[dict[str, Any]]:
-    from tunesmith.models import generate
-
+    tokenizer = load.tokenizer(base.folder)
     model.set_attn_implementation("sdpa")
-    with progress(label, len(prompts), "answers") as bar:
-        made = generate.answers(model, prompts, stops, longest, batch_size, bar.advance)
+    with progress("tuned" if tuned else "base", len(todo), "answers") as bar:
+        made = generate.answers(
+            model, [exam.prompts[i] for i in todo], stops, exam.settings["max_new_tokens"], batch_size, bar.advance
+        )
     model.set_attn_implementation("tunesmith_documents")
-    return [
+    answers = [
         {
             "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
             "finish": "stop" if ids and ids[-1] in stops else "length",
+            "new_tokens": len(ids),
         }
         for ids in made
     ]
+    return {exam.keys[i]: {**a, **nll} for i, a, nll in zip(todo, answers, _nlls(model, exam.tokens, todo))}
 
 
 def _nlls(model: PreTrainedModel, tokens: Tokens, rows: list[int]) -> list[dict[str, Any]]:
@@ -137,11 +122,16 @@ def _nlls(model: PreTrainedModel, tokens: Tokens, rows: list[int]) -> list[dict[
 
     found = []
     kernels = packed.kernels_for(model)
-    for at in range(0, len(rows), 16):
-        part = rows[at : at + 16]
-        sums, counts = packed.row_nlls(model, packed.pack(tokens, part, model.device), kernels)
-        found += [{"nll": nll if math.isfinite(nll) else None, "tokens": count} for nll, count in zip(sums, counts)]
+    for at in range(0, len(rows), _NLL_ROWS):
+        batch = packed.pack(tokens, rows[at : at + _NLL_ROWS], model.device)
+        for nll, count in zip(*packed.row_nlls(model, batch, kernels)):
+            found.append({"nll": nll if math.isfinite(nll) else None, "tokens": count})
     return found
+
+
+def _line(row: Row, result: dict[str, Any]) -> dict[str, Any]:
+    told = {"id": row.id, "prompt": row.prompt, "expected": row.answer}
+    return {**told, **result, "source": row.source, "line": row.line}
 
 
 def _key(prompt: list[int], row: list[int]) -> str:
@@ -159,8 +149,10 @@ class _Known:
         self.path = store.cache_dir() / "answers" / f"{name[:24]}.json"
         self.found: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
-            self.found = store.read_json(self.path)
-            say(f"  {len(self.found)} answers of the base are known from earlier runs")
+            try:
+                self.found = store.read_json(self.path)
+            except ValueError:  # not what we wrote: the answers are made anew, and the file with them
+                say(f"  {self.path} is broken and will be replaced")
 
     def keep(self, results: dict[str, dict[str, Any]]) -> None:
         self.found |= results
