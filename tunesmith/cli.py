@@ -75,7 +75,13 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run what has to be run, from the data to the measured and exported model."""
+    """Run what has to be run, from the data to the measured and exported model.
+
+    A finished step is not run again unless its settings, its inputs or its code changed; `tunesmith why STEP` tells
+    what did. Steps: load, clean, split, format, plan, train, base, tuned, verdict, export.
+
+    Examples: `tunesmith run --until split`, `tunesmith run --set train.epochs=1 --set train.rank=8`.
+    """
     found = api.run(project, set=set or (), until=until, force=force)
     if found is None:
         err.print(f"stopped after {until}, as asked")
@@ -150,17 +156,11 @@ def models(as_json: Json = False) -> None:
     if as_json:
         _print_json([{**entry.model_dump(mode="json"), "on_this_machine": here} for entry, here in known])
         return
-    table = Table("name", "parameters", "context", "kind", "licence", "here", "source", box=None, pad_edge=False)
+    table = Table("name", "parameters", "context", "kind", "licence", "here", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for entry, here in known:
-        table.add_row(
-            entry.name,
-            f"{entry.parameters / 1e6:,.0f} M",
-            f"{entry.context:,}",
-            entry.kind,
-            entry.licence,
-            "yes" if here else "",
-            entry.source.model_dump().get("package") or entry.source.model_dump()["hub"],
-        )
+        size, context = f"{entry.parameters / 1e6:,.0f} M", f"{entry.context:,}"
+        table.add_row(entry.name, size, context, entry.kind, entry.licence, "yes" if here else "")
     out.print(table)
     out.print("\nA local folder or any hub id (`org/name`) works as `model:` too.", markup=False)
 
