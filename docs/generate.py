@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def pages() -> dict[Path, str]:
     """The text of every generated file."""
     from tunesmith.core import config
-    from tunesmith.show import Show
+    from tunesmith.result import Show
 
     return {
         ROOT / "docs/config.md": _config(config.schema()),

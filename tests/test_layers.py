@@ -18,13 +18,13 @@ MAY_IMPORT = {
     "models": {"core", "kernels"},
     **{room: {"core", "models"} for room in ROOMS},
     "lifecycle": {"core", "models"} | ROOMS,
-    "show": {"core", "lifecycle"},
-    "web": {"core", "lifecycle", "show"},
-    "api": {"core", "models", "lifecycle", "show", "web", "data"},
-    "terminal": {"core", "api", "show"},
+    "result": {"core", "lifecycle"},
+    "web": {"core", "lifecycle", "result"},
+    "api": {"core", "models", "lifecycle", "result", "web", "data", "evaluate"},
+    "terminal": {"core", "api", "result"},
     "cli": {"core", "api", "terminal"},
     "__main__": {"cli"},
-    "__init__": {"core", "api", "show"},
+    "__init__": {"core", "api", "result"},
 }
 MAY_IMPORT["train"] = MAY_IMPORT["train"] | {"kernels"}
 

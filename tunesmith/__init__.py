@@ -3,13 +3,14 @@
 The verbs of the command line are functions here: `tunesmith.run("tunesmith.yaml")`.
 """
 
-from tunesmith.api import Chat, Check, StepStatus, check, export, init, models, run, show, status, why
+from tunesmith.api import Chat, Check, Halted, StepStatus, check, export, init, models, run, show, status, why
 from tunesmith.core.errors import UserError
-from tunesmith.show import Show
+from tunesmith.result import Show
 
 __all__ = [
     "Chat",
     "Check",
+    "Halted",
     "Show",
     "StepStatus",
     "UserError",

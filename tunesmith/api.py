@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import lifecycle as story
-from tunesmith import show as shows
+from tunesmith import result
 from tunesmith.core import config, hardware, store
 from tunesmith.core.config import Project
 from tunesmith.core.console import say
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.step import State, Steps, Stopped, only_run
 from tunesmith.data import load, starter
+from tunesmith.evaluate import gates
 from tunesmith.models import base as bases
 from tunesmith.models import catalogue
-from tunesmith.show import Show
+from tunesmith.result import Show
 from tunesmith.web import report
 
 Where = str | Path
@@ -39,6 +40,15 @@ class StepStatus:
 
 
 @dataclass(frozen=True)
+class Halted:
+    """A run that `until` stopped before its end; once the verdict is reached, the exit status is the verdict's."""
+
+    step: str
+    headline: str
+    exit_status: int
+
+
+@dataclass(frozen=True)
 class Check:
     """What a run would start from, found without running: the base model and the first records of each source."""
 
@@ -49,29 +59,27 @@ class Check:
 
 def run(
     project: Where = ".", *, set: Sequence[str] = (), until: str | None = None, force: str | None = None
-) -> Show | None:
-    """Runs what has to be run, and returns the finished run; None when `until` stopped it before the end.
+) -> Show | Halted:
+    """Runs what has to be run, and returns the finished run, or where `until` stopped it.
 
     `set` holds `a.b.c=value` overrides; `until` and `force` name a step.
     """
     _require_step(until, force)
     file = project_file(project)
-    settings = config.load_project(file, list(set))
+    settings = config.load_project(file, _overrides(set))
     output = story.output_of(file)
     hardware.calm_threads()
     with only_run(output):
         base = bases.fetch(settings.model, file.resolve().parent)
-        steps = Steps(output, until=until, force=force, say=say)
+        steps = Steps(output, until=until if until != story.STEPS[-1] else None, force=force, say=say)
         try:
             story.lifecycle(settings, base, steps)
         except Stopped:
-            return None
-        _remember(output, settings, steps)
-        found = shows.last_run(output)
-        if (
-            any(artifact.state == "ran" for artifact in steps.artifacts.values())
-            or not (output / "report.html").is_file()
-        ):
+            summary = steps.artifacts[until or ""].summary
+            return Halted(until or "", summary.get("headline", ""), summary.get("exit_status", 0))
+        changed = _remember(output, settings, steps)
+        found = result.last_run(output)
+        if changed or not (output / "report.html").is_file():
             report.write(output, found)
         return found
 
@@ -100,8 +108,9 @@ def why(step: str, project: Where = ".", *, set: Sequence[str] = ()) -> list[str
 def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
     """Reads the project file, finds the base model and looks at the first records of each source."""
     file = project_file(project)
-    settings = config.load_project(file, list(set))
+    settings = config.load_project(file, _overrides(set))
     base = bases.locate(settings.model, file.resolve().parent)
+    gates.check(settings.evaluate.gates, settings.data.clean.answer, settings.data.clean.answer_schema)
     return Check(
         settings, base, [{"path": str(source.path), **load.preview(source)} for source in settings.data.sources]
     )
@@ -109,7 +118,7 @@ def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
 
 def show(project: Where = ".") -> Show:
     """The last finished run."""
-    return shows.last_run(story.output_of(project_file(project)))
+    return result.last_run(story.output_of(project_file(project)))
 
 
 def init(data: Where, to: Where = "tunesmith.yaml") -> Path:
@@ -157,20 +166,29 @@ class Chat:
         from tunesmith.models import load as weights
 
         file = project_file(project)
-        records = shows.records(story.output_of(file))
-        folder = bases.fetch(records["train"]["summary"]["base"]["name"], file.resolve().parent).folder
+        records = result.records(story.output_of(file))
+        tuned_from = records["train"]["summary"]["base"]
+        found = bases.fetch(tuned_from["name"], file.resolve().parent)
+        folder = found.folder
         assert folder is not None
         self.tokenizer = weights.tokenizer(folder)
+        renderer_then = records["format"]["summary"]["renderer"]
+        if found.identity != tuned_from["identity"] or renderer.fingerprint(self.tokenizer) != renderer_then:
+            raise ResourceError(
+                f"the base model {found.name} is not the one that was tuned",
+                "its weights or its chat template changed since",
+                "tunesmith run",
+            )
         self.stops = renderer.stop_ids(self.tokenizer, folder)
         self.model = weights.model(folder, "fp32")
         if not base:
             from tunesmith.models import adapters
 
-            adapter = shows.folder(story.output_of(file), records["train"]) / "adapter"
+            adapter = result.folder(story.output_of(file), records["train"]) / "adapter"
             self.model = adapters.merged(self.model, adapter)
         self.remembers = records["format"]["summary"]["turns"] > 1
         self.max_new_tokens = max_new_tokens
-        self.system = config.load_project(file).data.system
+        self.system: str | None = records["load"]["config"]["system"]
         self.history: list[dict[str, Any]] = []
 
     def say(self, message: str) -> Iterator[str]:
@@ -193,9 +211,13 @@ def project_file(project: Where) -> Path:
     return path / "tunesmith.yaml" if path.is_dir() else path
 
 
+def _overrides(set: Sequence[str]) -> list[str]:
+    return [set] if isinstance(set, str) else list(set)
+
+
 def _look(project: Where, overrides: Sequence[str]) -> Steps:
     file = project_file(project)
-    settings = config.load_project(file, list(overrides))
+    settings = config.load_project(file, _overrides(overrides))
     steps = Steps(story.output_of(file), look=True)
     story.lifecycle(settings, bases.locate(settings.model, file.resolve().parent), steps)
     return steps
@@ -209,11 +231,14 @@ def _require_step(*names: str | None) -> None:
             )
 
 
-def _remember(output: Path, settings: Project, steps: Steps) -> None:
+def _remember(output: Path, settings: Project, steps: Steps) -> bool:
+    """Notes this run as the last one, after its old report is gone; False when it is the one already noted."""
     identities = {name: artifact.identity for name, artifact in steps.artifacts.items()}
     latest = output / "latest.json"
-    if latest.is_file() and store.read_json(latest)["steps"] == identities:
-        return
+    same = latest.is_file() and store.read_json(latest)["steps"] == identities
+    if same and all(artifact.state == "done" for artifact in steps.artifacts.values()):
+        return False
+    (output / "report.html").unlink(missing_ok=True)
     store.write_json(
         latest,
         {
@@ -223,6 +248,7 @@ def _remember(output: Path, settings: Project, steps: Steps) -> None:
             "steps": identities,
         },
     )
+    return True
 
 
 def _seconds(folder: Path) -> float | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -83,10 +86,11 @@ def run(
     Examples: `tunesmith run --until split`, `tunesmith run --set train.epochs=1 --set train.rank=8`.
     """
     found = api.run(project, set=set or (), until=until, force=force)
-    if found is None:
-        err.print(f"stopped after {until}, as asked")
-        return
-    if as_json:
+    if isinstance(found, api.Halted):
+        err.print(f"stopped after {found.step}, as asked")
+        if as_json:
+            _print_json(asdict(found))
+    elif as_json:
         _print_json(found.model_dump(mode="json"))
     else:
         terminal.show(found, api.project_file(project))
@@ -181,13 +185,32 @@ def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C. An exception of our own, because the command-line library turns KeyboardInterrupt into `Aborted`."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
     """Entry point: a UserError becomes three lines on stderr and status 1; Ctrl-C becomes 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no dash gets a question mark, not a traceback
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except UserError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        err.print(f"[bold red]error:[/] a file cannot be written or read{escape(where)}\n  why:  {error.strerror}")
+        err.print("  next: free some space or mend the permissions, then run the same command again")
+        sys.exit(1)
+    except _Interrupted:
         err.print("\nstopped; finished steps are kept, the unfinished one will run again")
         sys.exit(130)

@@ -58,5 +58,6 @@ STEPS = ("load", "clean", "split", "format", "plan", "train", "base", "tuned", "
 
 
 def output_of(project_file: Path) -> Path:
-    """Everything that runs write: `output/` beside the project file."""
-    return project_file.resolve().parent / "output"
+    """Everything that runs write: `output/` beside tunesmith.yaml, `output-NAME/` beside NAME.yaml."""
+    name = "output" if project_file.name == "tunesmith.yaml" else f"output-{project_file.stem}"
+    return project_file.resolve().parent / name

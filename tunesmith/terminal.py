@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tunesmith.api import Check
 from tunesmith.core.console import out
-from tunesmith.show import Figure, Show
+from tunesmith.result import Figure, Show
 
 _COLOUR = {"PASS": "green", "FAIL": "red", "NOT ENOUGH DATA": "yellow"}
 

@@ -66,6 +66,18 @@ def test_a_typo_in_the_file_is_named_with_its_line(project: Write) -> None:
         ("name: a b\ndata: {sources: []}\n", "`name`"),
         ("name: a\ndata: {sources: [{path: nowhere.jsonl}]}\n", "data.sources.0.path"),
         ('name: a\ndata: {sources: [{path: "${TUNESMITH_NOT_SET}/x.jsonl"}]}\n', "data.sources.0.path"),
+        ("name: a\nmodel: !foo x\n", ":2 is not valid YAML"),
+        ("name: a\ndata:\n  system: 2024-13-45\n", ":3 is not valid YAML"),
+        ("name: a\nmodel: !!int x\n", ":2 is not valid YAML"),
+        ("name: a\nmodel: !!bool x\n", ":2 is not valid YAML"),
+        ("name: a\nmodel: !!timestamp x\n", ":2 is not valid YAML"),
+        ("name: a\n? [a, b]\n: c\n", ":2 is not valid YAML"),
+        ("name: a\nb: &a [*a]\n", "is not valid YAML"),
+        ("name: a\nb: " + "[" * 5000, "is not valid YAML"),
+        ("name: a\n1: b\ndata: {sources: []}\n", "tunesmith.yaml:"),
+        ("name: a\0\n", "is not valid YAML"),
+        ('name: a\ndata: {sources: [{path: "a\\0b"}]}\n', "data.sources.0.path"),
+        (f"name: a\ndata: {{sources: [{{path: {'x' * 5000}}}]}}\n", "data.sources.0.path"),
     ],
 )
 def test_broken_files_are_explained(tmp_path: Path, text: str, words: str) -> None:
@@ -105,9 +117,81 @@ def test_overrides_are_laid_over_the_file(project: Write, override: str, value: 
 
 
 @pytest.mark.parametrize(
-    "override", ["train.epochs", "=3", "name.x.y=3", "data.sources.7.path=x", "train.epochs=-1", "train.epochs=many"]
+    "override",
+    [
+        "train.epochs",
+        "=3",
+        "name.x.y=3",
+        "data.sources.7.path=x",
+        "data.sources.².path=x",
+        "train.epochs=-1",
+        "train.epochs=many",
+        "train.learning_rate=.inf",
+        "train.weight_decay=.nan",
+        "evaluate.gates=[{metric: perplexity, margin: .nan}]",
+        "train.seed=-1",
+        "train=&a [*a]",
+    ],
 )
 def test_bad_overrides_are_explained(project: Write, override: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_project(project(), [override])
     assert error.value.next
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "!foo x", "[" * 5000])
+def test_an_override_that_is_no_yaml_is_text(project: Write, value: str) -> None:
+    assert load_project(project(), [f"data.system={value}"]).data.system == value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("data.split.test=0.95", "less than 1"), ("data.clean={answer_schema: data.jsonl}", "answer: json")],
+)
+def test_settings_that_contradict_each_other_are_refused(project: Write, override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_project(project(), [override])
+    assert override.partition("=")[0] in error.value.what
+    assert words in error.value.why
+
+
+def test_a_contradiction_in_the_file_is_named_with_its_line(project: Write) -> None:
+    path = project("  split:\n    validation: 0.5\n    test: 0.5\n")
+    with pytest.raises(ConfigError) as error:
+        load_project(path)
+    line = path.read_text().splitlines().index("  split:") + 1
+    assert f"{path}:{line}: `data.split`" in error.value.what
+
+
+def test_an_empty_section_means_its_defaults(project: Write) -> None:
+    loaded = load_project(project("  split:\ntrain:\nevaluate:\n  generation:\n"))
+    assert loaded == load_project(project())
+    with pytest.raises(ConfigError, match="--set data cannot"):
+        load_project(project(), ["data=null"])
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(project: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/d.jsonl").touch()
+    loaded = load_project(project(), ["data.sources.0.path=~/d.jsonl"])
+    assert loaded.data.sources[0].path == tmp_path / "home/d.jsonl"
+
+
+def test_only_projects_close_by_are_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "a/b/c/tunesmith.yaml").touch()
+    with pytest.raises(ConfigError) as error:
+        load_project(Path("tunesmith.yaml"))
+    assert "tunesmith init" in error.value.next
+    (tmp_path / "a/b/tunesmith.yaml").touch()
+    with pytest.raises(ConfigError) as error:
+        load_project(Path("tunesmith.yaml"))
+    assert error.value.next == "tunesmith run a/b/tunesmith.yaml"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_project_name_that_no_file_can_have_is_explained(name: str) -> None:
+    with pytest.raises(ConfigError, match="no project file"):
+        load_project(Path(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,3 +214,73 @@ def test_a_killed_step_is_run_again_and_never_trusted(tmp_path: Path) -> None:
     record = last_record(tmp_path, "slow")
     assert record is not None
     assert record["because"] == ["the last attempt did not finish"]
+
+
+def test_why_names_a_changed_file_and_where_it_came_in(tmp_path: Path) -> None:
+    def size(path: Path, out: Path) -> dict[str, Any]:
+        return {"bytes": path.stat().st_size}
+
+    def twice(size: Artifact, out: Path) -> dict[str, Any]:
+        return {"bytes": 2 * size.summary["bytes"]}
+
+    def thrice(twice: Artifact, out: Path) -> dict[str, Any]:
+        return {}
+
+    def chain(steps: Steps) -> Steps:
+        steps("thrice", thrice, steps("twice", twice, steps("size", size, data)))
+        return steps
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("one")
+    chain(Steps(tmp_path))
+    data.write_text("three")
+    assert chain(Steps(tmp_path, look=True)).why("thrice") == ["path: data.jsonl has other contents (via size)"]
+
+
+def test_looking_does_not_count_as_use(tmp_path: Path) -> None:
+    story(Steps(tmp_path), seed=1)
+    story(Steps(tmp_path), seed=2)
+    story(Steps(tmp_path, look=True), seed=1)
+    look = Steps(tmp_path, look=True)
+    story(look, seed=3)
+    assert look.why("numbers") == ["train.seed: 2 -> 3"]
+
+
+def test_a_step_that_was_made_again_takes_its_followers_along(tmp_path: Path) -> None:
+    """Training is not bit-stable everywhere: a verdict must not stand beside weights that it never saw."""
+    story(Steps(tmp_path))
+    CALLS.clear()
+    story(Steps(tmp_path, force="numbers"))
+    assert CALLS == ["numbers", "double"]
+    record = last_record(tmp_path, "double")
+    assert record is not None
+    assert record["because"] == ["numbers was made again"]
+    [numbers_folder] = (tmp_path / "steps" / "numbers").glob("[!.]*")
+    shutil.rmtree(numbers_folder)
+    CALLS.clear()
+    story(Steps(tmp_path))
+    assert CALLS == ["numbers", "double"]
+    CALLS.clear()
+    story(Steps(tmp_path))
+    assert CALLS == []
+
+
+def test_forcing_the_first_of_two_and_stopping_there_is_remembered(tmp_path: Path) -> None:
+    story(Steps(tmp_path))
+    with pytest.raises(Stopped):
+        story(Steps(tmp_path, force="numbers", until="numbers"))
+    assert story(Steps(tmp_path, look=True)).state == "to run"
+
+
+def test_data_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("old")
+
+    def reads(path: Path, out: Path) -> dict[str, Any]:
+        path.write_text("new")
+        return {"text": path.read_text()}
+
+    with pytest.raises(ResourceError, match="changed while it was read"):
+        Steps(tmp_path)("reads", reads, data)
+    data.write_text("old")
+    assert Steps(tmp_path, look=True)("reads", reads, data).state == "to run"

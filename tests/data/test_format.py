@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.core import store
 from tunesmith.core.config import Format
-from tunesmith.core.errors import DataError, ModelError
+from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format
@@ -56,9 +56,36 @@ def test_the_ledger_is_that_of_the_arrays(dataset: Artifact, base: bases.Base) -
 def test_too_long_rows_are_an_error_that_names_them(tmp_path: Path, base: bases.Base) -> None:
     with pytest.raises(DataError) as error:
         made(tmp_path, base, Format(max_tokens=64), [row(SHORT), row(LONG, 7)], [])
-    assert "1 rows are longer than 64 tokens" in error.value.what
+    assert error.value.what == "1 row is longer than 64 tokens"
     assert "r.jsonl:7" in error.value.why
     assert "data.format.too_long" in error.value.next
+
+
+def test_too_long_test_rows_are_an_error_too(tmp_path: Path, base: bases.Base) -> None:
+    with pytest.raises(DataError) as error:
+        made(tmp_path, base, Format(max_tokens=64), [row(SHORT), row(LONG, 3)], [row(SHORT, 8), row(LONG, 9)])
+    assert error.value.what == "2 rows are longer than 64 tokens"
+    assert "r.jsonl:3, r.jsonl:9" in error.value.why
+
+
+def test_more_tokens_than_the_model_can_read_are_refused(tmp_path: Path, base: bases.Base) -> None:
+    with pytest.raises(ConfigError) as error:
+        made(tmp_path, base, Format(max_tokens=8193), [row(SHORT)], [])
+    assert error.value.what == "data.format.max_tokens is 8,193, the model's context is 8,192"
+    assert "8192" in error.value.next
+
+
+def test_a_row_that_cannot_be_rendered_is_dropped_with_what_was_seen(tmp_path: Path, base: bases.Base) -> None:
+    done = made(tmp_path, base, Format(), [row(SHORT), row(("hi", "a<|im_end|>\nb"), 4)], [])
+    assert done.summary["reasons"] == {"a message contains a control token of the model": 1}
+    [item] = store.read_jsonl(done / "dropped.jsonl")
+    assert (item["line"], item["detail"]) == (4, "<|im_end|>")
+
+
+def test_nothing_left_says_why(tmp_path: Path, base: bases.Base) -> None:
+    with pytest.raises(DataError) as error:
+        made(tmp_path, base, Format(), [row(("hi", "a<|im_end|>\nb"))], [])
+    assert error.value.why == "most common reason: a message contains a control token of the model (<|im_end|>)"
 
 
 def test_dropped_rows_are_counted(tmp_path: Path, base: bases.Base) -> None:
@@ -76,6 +103,7 @@ def test_truncated_rows_are_counted_and_a_test_row_is_never_cut(tmp_path: Path, 
     assert done.summary["train"]["longest"] == 64
     assert done.summary["test"]["truncated"] == 0
     assert done.summary["test"]["rows"] == 1
+    assert done.summary["reasons"] == {"too long": 1}
     assert "1 truncated" in done.summary["headline"]
 
 
@@ -91,8 +119,8 @@ def test_a_template_without_an_end_token_is_refused(tmp_path: Path, base: bases.
     shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "model.safetensors").symlink_to(base.folder / "model.safetensors")
     (folder / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
+        "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
     )
     with pytest.raises(ModelError) as error:
         made(tmp_path, bases.locate(str(folder), Path()), Format(), [row(SHORT)], [])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core.config import Train
+from tunesmith.core.errors import ResourceError
 from tunesmith.core.hardware import Machine
 from tunesmith.plan import estimate
 from tunesmith.plan.planner import decide
@@ -48,7 +49,8 @@ def test_alpha_follows_a_pinned_rank() -> None:
 
 def test_small_models_learn_faster_and_large_ones_at_the_usual_rate() -> None:
     assert decide(Train(), SMALL, data(), LAPTOP)["learning_rate"].value == 1e-3
-    assert decide(Train(), LARGE, data(), LAPTOP)["learning_rate"].value == 2e-4
+    server = Machine(16, 128 << 30, True, "a server")
+    assert decide(Train(), LARGE, data(), server)["learning_rate"].value == 2e-4
 
 
 def test_more_rows_mean_fewer_epochs() -> None:
@@ -62,6 +64,8 @@ def test_a_cpu_without_bf16_uses_fp32() -> None:
 
 def test_a_forward_pass_fits_memory_and_the_longest_row() -> None:
     machine = Machine(2, 4 << 30, True, "a small one")
+    with pytest.raises(ResourceError, match="training needs about"):
+        decide(Train(), LARGE, data(), machine)
     micro = decide(Train(), SMALL, data(longest=700), machine)["micro_batch_tokens"].value
     assert micro >= 700
     roomy = decide(Train(batch_tokens=100_000), SMALL, data(), LAPTOP)["micro_batch_tokens"].value

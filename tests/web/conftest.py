@@ -17,7 +17,7 @@ from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import load, pipeline, split
 from tunesmith.evaluate import gates
-from tunesmith.show import Show, last_run
+from tunesmith.result import Show, last_run
 
 VERSION = 1  # of the played steps
 

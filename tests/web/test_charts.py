@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.show import Figure
+from tunesmith.result import Figure
 from tunesmith.web import charts
 
 LOSSES = st.lists(st.floats(0, 20), min_size=1, max_size=50)

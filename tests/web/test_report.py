@@ -14,7 +14,7 @@ import pytest
 from tunesmith.core import store
 from tunesmith.core.config import Clean, Gate
 from tunesmith.core.records import Row
-from tunesmith.show import Figure, Show
+from tunesmith.result import Figure, Show
 from tunesmith.web import report
 
 VOID = {"meta", "link", "br", "img", "input", "wbr"}

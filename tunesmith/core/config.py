@@ -11,30 +11,33 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Split as Side
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
-    """Paths in the file are relative to it; ${NAME} stands for an environment variable."""
+    """Paths in the file are relative to it; ~ is the home folder, ${NAME} an environment variable."""
     missing = [name for name in re.findall(r"\$\{(\w+)\}", str(path)) if name not in os.environ]
     if missing:
         raise ValueError(f"the environment variable {missing[0]} is not set; this path begins there")
     root: Path = (info.context or {}).get("root", Path.cwd())
-    return root / os.path.expandvars(path)
+    return root / os.path.expandvars(os.path.expanduser(path))
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], 1, 0.5)
-        raise ValueError(f"no such file: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one file")
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name one file")
+        if not path.exists():
+            near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], 1, 0.5)
+            raise ValueError(f"no such file: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ValueError(f"{path} cannot be looked up: {error.strerror}") from None
     return path
 
 
@@ -46,7 +49,15 @@ Metric = Literal[
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_left_out(cls, given: Any) -> Any:
+        """`train:` with nothing under it is null in YAML; it means the section with its defaults."""
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
+        left_out = {name for name in sections if isinstance(given, dict) and given.get(name, 0) is None}
+        return {name: value for name, value in given.items() if name not in left_out} if left_out else given
 
 
 class Fields(Section):
@@ -115,9 +126,23 @@ class Format(Section):
     """How rows become tokens."""
 
     max_tokens: Annotated[int, Field(gt=8)] | None = None
-    """Longest row in tokens; the planner's limit is the model's context."""
+    """Longest row in tokens. Left out: the model's context."""
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What happens to a longer row. `truncate` cuts the end of the answer, and the report counts what was cut."""
+
+
+def _schema_has_json(clean: Clean) -> Clean:
+    if clean.answer_schema and clean.answer != "json":
+        raise ValueError("answer_schema needs JSON answers: write `answer: json` beside it")
+    return clean
+
+
+def _rows_are_left(split: Split) -> Split:
+    if split.validation + split.test >= 1:
+        raise ValueError(
+            f"validation {split.validation:g} + test {split.test:g} must be less than 1, to leave training rows"
+        )
+    return split
 
 
 class Data(Section):
@@ -129,9 +154,9 @@ class Data(Section):
     """A system message for every row that has none: say here what the model should do."""
     max_quarantined: Fraction = 0.05
     """The run stops when a larger share of the records cannot be read as rows."""
-    clean: Clean = Clean()
+    clean: Annotated[Clean, AfterValidator(_schema_has_json)] = Clean()
     """What is repaired or dropped before the split."""
-    split: Split = Split()
+    split: Annotated[Split, AfterValidator(_rows_are_left)] = Split()
     """Which rows train and which test."""
     format: Format = Format()
     """How rows become tokens."""
@@ -164,7 +189,7 @@ class Train(Section):
     """How many times validation loss is measured over the run."""
     patience: Annotated[int, Field(gt=0)] | None = 3
     """Stop after so many evaluations without a better validation loss; `null` never stops early."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the adapter's first weights and of the order of the rows."""
 
 
@@ -242,30 +267,27 @@ def load_project(path: Path, overrides: list[str] | None = None) -> Project:
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     """The file's content, and the line of each key by its location."""
-    if not path.is_file():
-        near = sorted(str(p) for p in Path().glob("**/tunesmith.yaml"))[:3] if path.parent == Path() else []
+    if not os.path.isfile(path):
+        places = ("*/tunesmith.yaml", "*/*/tunesmith.yaml") if path.parent == Path() else ()
+        near = sorted(str(found) for place in places for found in Path().glob(place))[:3]
         raise ConfigError(
             f"no project file at {path}",
             "tunesmith reads its project from a YAML file" + (f"; there is {', '.join(near)}" if near else ""),
             f"tunesmith run {near[0]}" if near else "tunesmith init YOUR_DATA.jsonl",
         )
+    lines: dict[tuple[Any, ...], int] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.load(text, Loader=_Loader)
+        _note_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines, path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text", str(error), f"save {path} as UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).splitlines()[0]
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = (error.problem if isinstance(error, yaml.MarkedYAMLError) else None) or "the YAML cannot be read"
-        raise ConfigError(
-            f"{where} is not valid YAML",
-            problem,
-            f"mend line {mark.line + 1 if mark else 1} and run `tunesmith check {path}`",
-        ) from None
-    lines: dict[tuple[Any, ...], int] = {}
-    _note_lines(root, (), lines, path)
-    tree = yaml.safe_load(text)
+        next_step = f"mend it, then run `tunesmith check {path}`"
+        raise ConfigError(f"{where} is not valid YAML", problem or "it cannot be read", next_step) from None
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{path} holds no settings",
@@ -273,6 +295,16 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
             "tunesmith init YOUR_DATA.jsonl writes one to begin with",
         )
     return tree, lines
+
+
+class _Loader(yaml.SafeLoader):
+    """A value that cannot be made, such as a thirteenth month, is a YAML error with its line, like any other."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
 def _note_lines(node: yaml.Node | None, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], path: Path) -> None:
@@ -296,35 +328,27 @@ def _note_lines(node: yaml.Node | None, at: tuple[Any, ...], lines: dict[tuple[A
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(
-            f"--set {override} has no value",
-            "it is written as a.b.c=value",
-            "for example --set train.learning_rate=0.0005",
-        )
+        why, example = "it is written as a.b.c=value", "for example --set train.learning_rate=0.0005"
+        raise ConfigError(f"--set {override} has no value", why, example)
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
         parsed = value
     *parents, last = key.split(".")
     node: Any = tree
-    for i, part in enumerate(parents):
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict):
-            node[part] = node.get(part) if isinstance(node.get(part), dict | list) else {}
-            node = node[part]
-        else:
-            raise ConfigError(
-                f"--set {key} leads nowhere",
-                f"`{'.'.join(parents[: i + 1])}` is no section of the project",
-                "docs/config.md lists every key",
-            )
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = parsed
-    elif isinstance(node, dict):
-        node[last] = parsed
-    else:
-        raise ConfigError(f"--set {key} leads nowhere", f"`{last}` is no item there", "docs/config.md lists every key")
+    for part in parents:
+        if isinstance(node, dict) and not isinstance(node.get(part), dict | list):
+            node[part] = {}
+        node = node[_place(node, part, key)]
+    node[_place(node, last, key)] = parsed
+
+
+def _place(node: Any, part: str, key: str) -> str | int:
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        return int(part)
+    if isinstance(node, dict):
+        return part
+    raise ConfigError(f"--set {key} leads nowhere", f"`{part}` is no item there", "docs/config.md lists every key")
 
 
 def _explain(
@@ -335,9 +359,9 @@ def _explain(
     at = tuple(first["loc"])
     dotted = ".".join(str(part) for part in at)
     shown = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), 1)
-    where = (
-        f"--set {dotted}" if any(o.partition("=")[0] == dotted for o in overrides) else f"{path}:{shown}: `{dotted}`"
-    )
+    laid_over = (override.partition("=")[0] for override in overrides)
+    blamed = next((key for key in laid_over if key == dotted or key.startswith(f"{dotted}.")), None)
+    where = f"--set {blamed}" if blamed else f"{path}:{shown}: `{dotted}`"
     others = "; also wrong: " + ", ".join(".".join(map(str, e["loc"])) for e in rest) if rest else ""
     if first["type"] == "extra_forbidden":
         valid = sorted(_keys_at(at[:-1]))
@@ -368,10 +392,7 @@ def _keys_at(at: tuple[Any, ...]) -> set[str]:
 
 
 def _arguments(annotation: Any) -> list[Any]:
-    found: list[Any] = []
-    for argument in annotation.__args__ if "__args__" in dir(annotation) else ():
-        found += [argument, *_arguments(argument)]
-    return found
+    return [found for argument in get_args(annotation) for found in (argument, *_arguments(argument))]
 
 
 def schema() -> dict[str, Any]:

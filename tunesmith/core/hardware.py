@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,8 @@ from tunesmith.core.records import Decision
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores that this process may use, memory in bytes, and whether the CPU multiplies bf16 in hardware."""
+    """Where training will run: cores that this process may use; memory in bytes and bf16 arithmetic of the GPU if there
+    is one, else of this machine."""
 
     cores: int
     memory_bytes: int
@@ -25,12 +29,37 @@ def probe() -> Machine:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     flags = next((line.split(":", 1)[1].split() for line in info.splitlines() if line.startswith("flags")), [])
     name = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Machine(cores(), pages, "avx512_bf16" in flags or "amx_bf16" in flags, name)
+    gpu = _gpu()
+    if gpu:
+        return Machine(cores(), gpu[1], True, gpu[0])
+    return Machine(cores(), _memory_bytes(), "avx512_bf16" in flags or "amx_bf16" in flags, name)
+
+
+def _gpu() -> tuple[str, int] | None:
+    """Name and memory of the first NVIDIA GPU, as its driver's own tool tells them."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    if not shutil.which(command[0]):
+        return None
+    done = subprocess.run(command, capture_output=True, text=True)
+    name, _, mebibytes = done.stdout.partition("\n")[0].rpartition(",")
+    return (name.strip(), int(mebibytes) << 20) if done.returncode == 0 and mebibytes.strip().isdigit() else None
+
+
+def _memory_bytes() -> int:
+    """Physical memory, or the limit of this process's control group where that is lower."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(physical, int(text)) if text.isdigit() else physical
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    return len(_allowed())
+
+
+def _allowed() -> set[int]:
+    """The cores that this process may run on."""
+    return os.sched_getaffinity(0) if sys.platform == "linux" else set(range(os.cpu_count() or 1))
 
 
 def threads() -> Decision:
@@ -53,10 +82,14 @@ def calm_threads() -> None:
 
 
 def _busy_cores_of_others(sample_seconds: float = 0.4) -> float:
+    names = {f"cpu{number}" for number in _allowed()}
+
     def busy_seconds() -> float:
-        user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        ticks = [list(map(int, fields[1:8])) for fields in lines if fields and fields[0] in names]
+        busy = sum(user + nice + system + irq + soft for user, nice, system, _, _, irq, soft in ticks)
         mine = os.times()
-        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
+        return busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
 
     if not Path("/proc/stat").is_file():
         return 0.0
@@ -80,4 +113,5 @@ def peak_memory_bytes() -> int:
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
 import sys
 import time
@@ -37,13 +38,18 @@ State = Literal["done", "ran", "to run"]
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a step made: its folder and its summary. `summary` is empty while the step has still to run."""
+    """What a step made: its folder and its summary, which is empty while the step has still to run.
+
+    `made` names this one execution. A result stands on the very executions that it read: when an input was made again,
+    under the same identity too, what follows is made again.
+    """
 
     step: str
     identity: str
     folder: Path
     state: State
     summary: dict[str, Any] = field(default_factory=dict)
+    made: str = ""
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -83,36 +89,45 @@ class Steps:
         identity = hashlib.sha256(_dump(hashed).encode()).hexdigest()[:16]
         folder = self.output / "steps" / name / identity
         self.hashed[name] = hashed
-        forced = self.force == name and not self.look
-        if (folder / "record.json").is_file() and not forced:
-            artifact = Artifact(name, identity, folder, "done", store.read_json(folder / "record.json")["summary"])
-            os.utime(folder / "record.json")  # the newest record is the one that the project last used
+        inputs = {key: a for key, a in zip(hashed["arguments"], arguments) if isinstance(a, Artifact)}
+        record = _standing_record(folder, inputs)
+        if record and (self.look or self.force != name):
+            artifact = Artifact(name, identity, folder, "done", record["summary"], record["made"])
+            if not self.look:
+                os.utime(folder / "record.json")  # the newest record is the one that the project last used
             self.say(f"{name:<9} unchanged")
         elif self.look:
             artifact = Artifact(name, identity, folder, "to run")
         else:
-            artifact = self._run(name, fn, arguments, hashed, folder)
+            artifact = self._run(name, fn, arguments, folder)
         self.artifacts[name] = artifact
         if name == self.until:
             raise Stopped
         return artifact
 
-    def _run(
-        self, name: str, fn: StepFunction, arguments: tuple[Any, ...], hashed: dict[str, Any], folder: Path
-    ) -> Artifact:
+    def _run(self, name: str, fn: StepFunction, arguments: tuple[Any, ...], folder: Path) -> Artifact:
+        hashed, made = self.hashed[name], secrets.token_hex(8)
         because = "forced" if self.force == name else self.why(name)
         self.say(f"{name:<9} {'; '.join(because) if isinstance(because, list) else because}")
         work = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(work, ignore_errors=True)
+        for left in folder.parent.glob(".*"):  # by a killed run; ours holds the project's lock
+            shutil.rmtree(left, ignore_errors=True)
         started = time.time()
         try:
             work.mkdir(parents=True)
             summary = fn(*arguments, work)
+            if hashed["arguments"] != dict(zip(hashed["arguments"], map(_stable, arguments))):
+                raise ResourceError(
+                    f"an input of step {name} changed while it was read",
+                    "its file was written by somebody else in the meantime",
+                    "let the file come to rest, then run the same command again",
+                )
             store.write_json(
                 work / "record.json",
                 {
                     "step": name,
                     "identity": folder.name,
+                    "made": made,
                     "because": because,
                     "hashed": hashed,
                     "summary": summary,
@@ -120,7 +135,7 @@ class Steps:
                         k: _resolved(a) for k, a in zip(hashed["arguments"], arguments) if not isinstance(a, Artifact)
                     },
                     "inputs": {
-                        k: {"step": a.step, "identity": a.identity}
+                        k: {"step": a.step, "identity": a.identity, "made": a.made}
                         for k, a in zip(hashed["arguments"], arguments)
                         if isinstance(a, Artifact)
                     },
@@ -129,8 +144,7 @@ class Steps:
                     "versions": versions(),
                 },
             )
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(work, folder)
+            _publish(work, folder)
         except UserError:
             self._keep_failed(name, work)
             raise
@@ -146,7 +160,7 @@ class Steps:
             ) from None
         if "headline" in summary:
             self.say(f"{'':<9} {summary['headline']}")
-        return Artifact(name, folder.name, folder, "ran", summary)
+        return Artifact(name, folder.name, folder, "ran", summary, made)
 
     def _keep_failed(self, name: str, work: Path) -> None:
         """What a refused step wrote (the quarantine, say) is there to be read, and is never taken for a result."""
@@ -161,7 +175,17 @@ class Steps:
         if before is None:
             unfinished = list((self.output / "steps" / name).glob(".*.unfinished"))
             return ["the last attempt did not finish"] if unfinished else ["no earlier result"]
-        return self.differences(before["hashed"]) or ["its result was removed"]
+        remade = [
+            f"{key} was made again"
+            for key, now in self._inputs(name).items()
+            if before["inputs"].get(key, {}).get("made") != now.made
+        ]
+        return self.differences(before["hashed"]) or remade or ["its result was removed"]
+
+    def _inputs(self, name: str) -> dict[str, Artifact]:
+        arguments = self.hashed[name]["arguments"]
+        named = {k: a["artifact"] for k, a in arguments.items() if isinstance(a, dict) and "artifact" in a}
+        return {key: self.artifacts[step] for key, step in named.items() if step in self.artifacts}
 
     def differences(self, before: dict[str, Any]) -> list[str]:
         now = self.hashed[before["step"]]
@@ -169,6 +193,8 @@ class Steps:
         for key, old, new in _diff(before["arguments"], now["arguments"], ""):
             if isinstance(new, dict) and "artifact" in new:
                 found += self._differences_of_input(key, old, new)
+            elif _is_file(old) and _is_file(new) and old["file"] == new["file"]:
+                found.append(f"{key}: {new['file']} has other contents")
             else:
                 found.append(f"{key}: {_short(old)} -> {_short(new)}")
         if before["version"] != now["version"]:
@@ -178,7 +204,29 @@ class Steps:
     def _differences_of_input(self, key: str, old: Any, new: dict[str, Any]) -> list[str]:
         record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
         deeper = self.differences(store.read_json(record)["hashed"]) if record.is_file() else []
-        return [d if " via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
+        return [d if "(via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
+
+
+def _standing_record(folder: Path, inputs: dict[str, Artifact]) -> dict[str, Any] | None:
+    """The record in a step's folder, unless it is missing or stands on executions that are gone."""
+    if not (folder / "record.json").is_file():
+        return None
+    record: dict[str, Any] = store.read_json(folder / "record.json")
+    same = all(record["inputs"][key]["made"] == artifact.made for key, artifact in inputs.items())
+    return record if same else None
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Puts a finished folder in its place. The old one goes by rename too, so that half of it is never seen; and all
+    files are on the disk before the name is, so that a power cut leaves no empty weights under a whole record."""
+    for path in [*work.rglob("*"), work]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if folder.exists():
+        os.replace(folder, folder.with_name(f".{folder.name}.replaced"))
+    os.replace(work, folder)
+    shutil.rmtree(folder.with_name(f".{folder.name}.replaced"), ignore_errors=True)
 
 
 def last_record(output: Path, name: str) -> dict[str, Any] | None:
@@ -190,8 +238,14 @@ def last_record(output: Path, name: str) -> dict[str, Any] | None:
 @contextmanager
 def only_run(output: Path) -> Iterator[None]:
     """Holds the project for this process. A killed holder's lock goes with it."""
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "a+") as file:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = open(output / ".lock", "a+")  # noqa: SIM115 (closed below)
+    except PermissionError as error:
+        raise ResourceError(
+            f"{output} cannot be written", str(error), "copy the project to a folder of yours"
+        ) from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -252,7 +306,7 @@ def _dump(value: Any) -> str:
 
 
 def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict) and "artifact" not in new:
+    if isinstance(old, dict) and isinstance(new, dict) and "artifact" not in new and not _is_file(new):
         for key in sorted(old.keys() | new.keys()):
             yield from _diff(old.get(key), new.get(key), f"{at}.{key}" if at else key)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -262,7 +316,12 @@ def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
         yield at, old, new
 
 
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"file", "sha256"}
+
+
 def _short(value: Any) -> str:
+    value = value["file"] if _is_file(value) else value
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,10 @@ _SETTLED_SECONDS = 2.0  # a file that changed so recently may change again withi
 
 def cache_dir() -> Path:
     """Where converted base models and their answers are kept between projects: ~/.cache/tunesmith by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+    except RuntimeError:  # a container's user may have no home
+        return Path(tempfile.gettempdir()) / "tunesmith-cache"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,10 +21,18 @@ _SHOWN_CHARACTERS = 200  # a validator's message may quote the whole answer
 
 
 def empty(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:
-    """Drops answers in which nothing can be seen; an answer that only calls a tool is none of them."""
+    """Drops rows whose answer, or whose whole prompt, shows nothing; an answer may only call a tool."""
     for row in rows:
-        visible = any(c.isprintable() and not c.isspace() for c in row.answer)
-        yield Kept(row) if visible or row.messages[-1].get("tool_calls") else Dropped(row, "empty answer")
+        if not _visible(row.answer) and not row.messages[-1].get("tool_calls"):
+            yield Dropped(row, "empty answer")
+        elif not any(_visible(str(message["content"])) for message in row.prompt if message["role"] != "system"):
+            yield Dropped(row, "empty prompt")
+        else:
+            yield Kept(row)
+
+
+def _visible(text: str) -> bool:
+    return any(c.isprintable() and not c.isspace() for c in text)
 
 
 def json_answers(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tunesmith.core import store
 from tunesmith.core.console import progress
-from tunesmith.core.errors import DataError, ModelError
+from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
     from tunesmith.models.chat import Rendered
 
-VERSION = 1
+VERSION = 2
 SIDES = ("train", "validation", "test")
 _SAMPLES = 3  # rows whose tokens and mask the report shows
 
@@ -34,25 +34,29 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
 
     assert base.folder is not None
     tokenizer = load.tokenizer(base.folder)
-    chat.require_template(tokenizer, base.name)
+    chat.require_usable(tokenizer, base.name)
     stops = chat.stop_ids(tokenizer, base.folder)
-    limit = format.max_tokens or bases.facts(base.folder)["context"] or 2048
+    limit = _limit(format.max_tokens, bases.facts(base.folder)["context"])
     summary: dict[str, Any] = {"limit": limit, "renderer": chat.fingerprint(tokenizer), "stops": stops}
     dropped: list[dict[str, Any]] = []
     turns = 0
     with progress("format", sum(splits.summary[side] for side in SIDES), "rows") as bar:
         for side in SIDES:
             rows = store.read_rows(splits / f"{side}.jsonl")
-            too_long = "drop" if side == "test" else format.too_long  # an exam row that is cut is another question
+            cut = format.too_long == "truncate" and side != "test"  # an exam row that is cut is another question
             results = []
             for row in rows:
-                results.append((row, *_tokens(tokenizer, row, stops, limit, too_long)))
+                results.append((row, *_tokens(tokenizer, row, stops, limit, cut)))
                 bar.advance(1)
-            kept = [(row, rendered) for row, rendered, _ in results if rendered]
-            gone = [(row, reason) for row, rendered, reason in results if not rendered]
+            kept = [(row, rendered) for row, rendered, _, _ in results if rendered]
+            gone = [
+                {**row.to_json(), "side": side, "reason": reason, "detail": detail}
+                for row, rendered, reason, detail in results
+                if not rendered
+            ]
             assert len(rows) == len(kept) + len(gone)
-            dropped += [{**row.to_json(), "side": side, "reason": reason} for row, reason in gone]
-            truncated = sum(reason == "truncated" for _, _, reason in results)
+            dropped += gone
+            truncated = sum(reason == "truncated" for _, _, reason, _ in results)
             _write_side(out, side, kept)
             summary[side] = {"rows_in": len(rows), "rows": len(kept), "truncated": truncated, **_ledger(kept)}
             turns = max([turns, *(_turns(row) for row, _ in kept)])
@@ -74,6 +78,17 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
     }
 
 
+def _limit(wanted: int | None, context: int | None) -> int:
+    """The longest row in tokens: as wanted, else the model's context."""
+    if wanted and context and wanted > context:
+        raise ConfigError(
+            f"data.format.max_tokens is {wanted:,}, the model's context is {context:,}",
+            "the model cannot read further than its context",
+            f"set data.format.max_tokens to {context} or less, or take it out, or choose a base with a longer context",
+        )
+    return wanted or context or 2048
+
+
 def _headline(summary: dict[str, Any], proof: dict[str, Any], dropped: int) -> str:
     truncated = sum(summary[side]["truncated"] for side in SIDES)
     cut = f", {truncated:,} truncated" if truncated else ""
@@ -89,24 +104,24 @@ def _turns(row: Row) -> int:
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, row: Row, stops: list[int], limit: int, too_long: str
-) -> tuple[Rendered | None, str]:
-    """The rendered row, or None and the reason why it cannot be used."""
+    tokenizer: PreTrainedTokenizerBase, row: Row, stops: list[int], limit: int, cut: bool
+) -> tuple[Rendered | None, str, str]:
+    """The rendered row, or None; the reason why it cannot be used or was cut; and what was seen."""
     from tunesmith.models import chat
 
     try:
         rendered = chat.render(tokenizer, row.messages, row.tools)
     except chat.CannotRender as error:
-        return None, str(error)
+        return None, error.reason, error.detail
     faults = chat.faults(rendered, stops, tokenizer.bos_token_id)
     if faults:
-        return None, faults[0]
+        return None, faults[0], ""
     if len(rendered.ids) <= limit:
-        return rendered, ""
-    cut = chat.Rendered(rendered.ids[:limit], rendered.learnt[:limit], rendered.prompt_tokens)
-    if too_long == "truncate" and any(cut.learnt):
-        return cut, "truncated"
-    return None, "too long"
+        return rendered, "", ""
+    start = chat.Rendered(rendered.ids[:limit], rendered.learnt[:limit], rendered.prompt_tokens)
+    if cut and any(start.learnt):
+        return start, "truncated", ""
+    return None, "too long", f"{len(rendered.ids):,} tokens"
 
 
 def _refuse(
@@ -118,12 +133,12 @@ def _refuse(
     model: str,
 ) -> None:
     """The faults that end the run: rows too long unless that was allowed, an end token never learnt, nothing left."""
-    long = [item for item in dropped if item["reason"] == "too long" and item["side"] != "test"]
+    long = [item for item in dropped if item["reason"] == "too long"]
     if long and format.too_long == "error":
         first = ", ".join(f"{item['source']}:{item['line']}" for item in long[:3])
         raise DataError(
-            f"{len(long)} rows are longer than {limit:,} tokens",
-            f"the first are {first}; cutting or dropping them silently would change what is learnt",
+            f"{'1 row is' if len(long) == 1 else f'{len(long):,} rows are'} longer than {limit:,} tokens",
+            f"first seen: {first}; cutting or dropping them silently would change what is learnt",
             "set data.format.too_long to `drop` or `truncate` (both are counted), or raise data.format.max_tokens",
         )
     if summary["train"]["rows"]:
@@ -135,9 +150,10 @@ def _refuse(
             "a model trained with it would not learn to stop",
             "choose another base, or mend its chat_template.jinja",
         )
+    detail = next((item["detail"] for item in dropped if item["reason"] == reason), "")
     raise DataError(
         "no training row is left after tokenising",
-        f"most common reason: {reason}",
+        f"most common reason: {reason}{detail and f' ({detail})'}",
         "read output/failed/format/dropped.jsonl",
     )
 

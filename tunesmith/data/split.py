@@ -54,7 +54,7 @@ def run(split: Split, clean: Artifact, out: Path) -> dict[str, Any]:
     warnings = list(_warnings(split, rows, sides))
     counts = ", ".join(f"{len(sides[side]):,} {side}" for side in SIDES)
     return {
-        "headline": f"{counts}, {len(dropped):,} dropped" + "".join(f"; {warning}" for warning in warnings),
+        "headline": f"{counts}, {len(dropped):,} dropped" + "".join(f"; {warning.rstrip('.')}" for warning in warnings),
         "rows_in": len(rows),
         **{side: len(sides[side]) for side in SIDES},
         "dropped": len(dropped),

@@ -12,6 +12,7 @@ import orjson
 
 from tunesmith.core import hardware, store
 from tunesmith.core.console import progress, say
+from tunesmith.core.errors import ModelError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, versions
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
     from tunesmith.models.packed import Tokens
 
-VERSION = 1
+VERSION = 2
 _FP32_PARAMETERS = 1_000_000_000
 _NLL_ROWS = 16  # scored in one forward pass
 
@@ -62,7 +63,6 @@ def run(generation: Generation, base: Base, tuned: Artifact | None, dataset: Art
         "rows": len(exam.rows),
         "reused": reused,
         **exam.settings,
-        "batch_size": generation.batch_size,
     }
 
 
@@ -74,6 +74,12 @@ def _exam(generation: Generation, base: Base, dataset: Artifact) -> _Exam:
     assert base.folder is not None
     rows, tokens = store.read_rows(dataset / "test.jsonl"), Tokens(dataset.folder, "test")
     tokenizer = load.tokenizer(base.folder)
+    if chat.fingerprint(tokenizer) != dataset.summary["renderer"]:
+        raise ModelError(
+            f"the chat template of {base.name} changed since the rows were tokenised",
+            "answers would be scored under another template than training used",
+            "tunesmith run --force format",
+        )
     prompts = [chat.prompt_ids(tokenizer, row.prompt, row.tools) for row in rows]
     small = bases.facts(base.folder)["parameters"] <= _FP32_PARAMETERS
     longest = math.ceil((1.25 * dataset.summary["longest_answer"] + 8) / 32) * 32
@@ -82,6 +88,7 @@ def _exam(generation: Generation, base: Base, dataset: Artifact) -> _Exam:
         "max_new_tokens": generation.max_new_tokens or longest,
         "stops": chat.stop_ids(tokenizer, base.folder),
         "renderer": dataset.summary["renderer"],
+        "batch_size": generation.batch_size,
     }
     return _Exam(rows, prompts, [_key(p, tokens.row(i)[0].tolist()) for i, p in enumerate(prompts)], tokens, settings)
 
@@ -142,6 +149,8 @@ class _Known:
     """Answers that this base gave before, under the same settings and library versions."""
 
     def __init__(self, base: Base, settings: dict[str, Any]) -> None:
+        if settings["precision"] == "fp32":  # rounded answers depend on what else is in the batch, exact ones do not
+            settings = {**settings, "batch_size": None}
         libraries = {name: versions().get(name) for name in ("torch", "transformers")}
         name = hashlib.sha256(
             orjson.dumps([VERSION, base.identity, settings, libraries], option=orjson.OPT_SORT_KEYS)

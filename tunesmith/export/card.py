@@ -8,12 +8,19 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
 
 
-def write(
-    name: str, base: Base, tuned: dict[str, Any], plan: dict[str, Any], dataset: dict[str, Any], verdict: dict[str, Any]
-) -> str:
-    """Markdown with the front matter that model hubs read."""
+def write(library: str, name: str, base: Base, made: dict[str, dict[str, Any]]) -> str:
+    """Markdown with the front matter that model hubs read. `library` loads the folder: peft or transformers; `made`
+    holds the summaries of the steps tuned, plan, dataset and verdict."""
+    tuned, plan, dataset, verdict = (made[step] for step in ("tuned", "plan", "dataset", "verdict"))
     hub = base.identity.partition("@")[0] if "@" in base.identity else None
-    front = ["---", "library_name: peft", *([f"base_model: {hub}"] if hub else []), "tags: [tunesmith, lora]", "---"]
+    front = [
+        "---",
+        f"library_name: {library}",
+        *([f"base_model: {hub}"] if hub else []),
+        "tags: [tunesmith, lora]",
+        "---",
+    ]
+    source = f"`{hub}` on the Hugging Face hub" if hub else f"`{base.name}`, as `tunesmith models` names or finds it"
     train, test = dataset["train"], dataset["test"]
     return "\n".join(
         [
@@ -30,6 +37,8 @@ def write(
             "| metric | base | tuned | gain |",
             "| --- | --- | --- | --- |",
             *_metric_rows(verdict),
+            "",
+            f"The adapter needs its base: {source}.",
             "",
             "## Data",
             "",
@@ -53,6 +62,7 @@ def write(
             "",
             "## Limits",
             "",
+            "The figures are those of base and adapter merged in fp32; `merged/` holds them rounded to bf16.",
             "The figures hold for rows like the test rows. Other tasks, languages and safety were not measured.",
             "",
         ]

@@ -30,13 +30,14 @@ def run(
 ) -> dict[str, Any]:
     """Writes `adapter/` (PEFT) and, unless the project says no, `merged/` (bf16 safetensors); plain peft and
     transformers load them with no tunesmith installed."""
-    text = card.write(name, base, tuned.summary, plan.summary, dataset.summary, verdict.summary)
+    steps = {"tuned": tuned, "plan": plan, "dataset": dataset, "verdict": verdict}
+    made = {step: artifact.summary for step, artifact in steps.items()}
     shutil.copytree(tuned / "adapter", out / "adapter")
-    (out / "adapter" / "README.md").write_text(text, encoding="utf-8")
+    store.write_text(out / "adapter" / "README.md", card.write("peft", name, base, made))
     paths = ["adapter"]
     if export.merged:
         _merge(base, tuned / "adapter", out / "merged")
-        (out / "merged" / "README.md").write_text(text, encoding="utf-8")
+        store.write_text(out / "merged" / "README.md", card.write("transformers", name, base, made))
         paths.append("merged")
     return {"paths": paths, "bytes": {p: sum(f.stat().st_size for f in (out / p).iterdir()) for p in paths}}
 

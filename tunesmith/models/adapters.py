@@ -19,8 +19,12 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Peft
         return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def save(model: PeftModel, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Writes these trainable tensors (fp32, by parameter name) as a plain PEFT adapter."""
+def save(model: PeftModel, state: dict[str, torch.Tensor], hub_id: str | None, folder: Path) -> None:
+    """Writes these trainable tensors (fp32, by parameter name) as a plain PEFT adapter. It names its base by the hub's
+    id where there is one, else by the folder that it was loaded from."""
+    if hub_id:
+        model.peft_config["default"].base_model_name_or_path, _, revision = hub_id.partition("@")
+        model.peft_config["default"].revision = revision or None
     for name, parameter in model.named_parameters():
         if name in state:
             parameter.data = state[name]

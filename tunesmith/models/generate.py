@@ -54,7 +54,18 @@ def stream(
         "streamer": pieces,
         "generation_config": settings(stops, max_new_tokens),
     }
-    worker = Thread(target=model.generate, kwargs=options, daemon=True)
+    failed: list[Exception] = []
+
+    def generate() -> None:
+        try:
+            model.generate(**options)
+        except Exception as error:  # handed to the reader, who would otherwise wait for ever
+            failed.append(error)
+            pieces.end()
+
+    worker = Thread(target=generate, daemon=True)
     worker.start()
     yield from pieces
     worker.join()
+    if failed:
+        raise failed[0]

@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.core import hardware, store
 from tunesmith.core.config import Train
 from tunesmith.core.console import say
+from tunesmith.core.errors import ResourceError
 from tunesmith.core.records import Decision
 from tunesmith.core.step import Artifact
 from tunesmith.models import base as bases
@@ -34,10 +35,11 @@ def run(train: Train, base: bases.Base, dataset: Artifact, out: Path) -> dict[st
 def decide(train: Train, model: dict[str, Any], data: dict[str, Any], machine: hardware.Machine) -> dict[str, Decision]:
     """Each decision stands on those above it."""
     pinned = "pinned in the project file"
+    settings = dict(train)
     rows, tokens, longest = (data["train"][key] for key in ("rows", "tokens", "longest"))
 
     def choose(name: str, derived: Decision) -> Decision:
-        value = train.__dict__[name]
+        value = settings[name]
         return derived if value is None else Decision(value, pinned)
 
     precision = choose("precision", _precision(model["parameters"], machine))
@@ -98,7 +100,7 @@ def _learning_rate(parameters: int) -> Decision:
 
 def _epochs(rows: int) -> Decision:
     epochs = 3.0 if rows <= 2_000 else 2.0 if rows <= 10_000 else 1.0
-    return Decision(epochs, f"{rows:,} training rows; validation loss chooses the best point on the way")
+    return Decision(epochs, f"{rows:,} training rows: fewer rows need more passes")
 
 
 def _batch_tokens(rows: int, tokens: int) -> Decision:
@@ -118,10 +120,15 @@ def _micro_batch_tokens(
     peak_bytes = estimate.resident_bytes(model, precision, rank) + value * estimate.bytes_per_token(
         model, precision, longest
     )
-    return Decision(
-        value,
-        f"about {peak_bytes / 1e9:.1f} GB at the peak, within half of {machine.memory_bytes / 1e9:.0f} GB",
-    )
+    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {machine.memory_bytes / 1e9:.0f} GB"
+    if peak_bytes > machine.memory_bytes:
+        raise ResourceError(
+            f"training needs {told}",
+            f"{value:,} tokens is the least: the longest row has {longest:,}",
+            "choose a smaller model (`tunesmith models`), lower data.format.max_tokens, or use a larger machine",
+        )
+    crowded = peak_bytes > machine.memory_bytes // 2
+    return Decision(value, told + (": more than half, since the longest row needs it" if crowded else ""))
 
 
 def _shown(value: Any) -> str:

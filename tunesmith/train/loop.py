@@ -83,15 +83,20 @@ class Master:
         self.working = [p for p in model.parameters() if p.requires_grad]
         self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
 
+    def collect(self) -> None:
+        """Adds the gradients of one backward pass to the exact ones: in bf16, sums over many passes would drift."""
+        for exact, working in zip(self.exact, self.working):
+            if working.grad is not None:
+                exact.grad = working.grad.float() if exact.grad is None else exact.grad.add_(working.grad)
+                working.grad = None
+
     def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
         """One optimizer step on the exact parameters, rounded back into the model; returns the gradient's norm."""
-        for exact, working in zip(self.exact, self.working):
-            exact.grad = None if working.grad is None else working.grad.float()
-            working.grad = None
         norm = float(torch.nn.utils.clip_grad_norm_(self.exact, max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        optimizer.zero_grad()
         with torch.no_grad():
             for exact, working in zip(self.exact, self.working):
                 working.copy_(exact)
@@ -124,14 +129,19 @@ def train(
     steps = optimizer_steps(rows.lengths, settings.batch_tokens, settings.epochs, settings.seed)
     checks = {round(len(steps) * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
     outcome = Outcome(len(steps), master.state(model))
+
+    def backward(loss: Tensor) -> None:
+        accelerator.backward(loss)
+        master.collect()
+
     if checks:
         outcome.best_validation_loss = _validate(inner, objective, kernels, validation, settings, log, 0)
     for number, step_rows in enumerate(steps, 1):
         started = time.perf_counter()
         rate = settings.learning_rate * schedule(number, len(steps), settings.warmup)
-        done = step(inner, objective, kernels, rows, step_rows, settings.micro_batch_tokens, accelerator.backward)
-        _require_finite(done.loss, number, rate)
+        done = step(inner, objective, kernels, rows, step_rows, settings.micro_batch_tokens, backward)
         norm = master.update(optimizer, rate, settings.max_grad_norm)
+        _require_finite({"loss": done.loss, "gradient": norm}, number, rate)
         seconds = time.perf_counter() - started
         outcome.steps, outcome.tokens = number, outcome.tokens + done.tokens
         outcome.learnt_tokens += done.learnt_tokens
@@ -139,6 +149,7 @@ def train(
         log(_entry(number, len(steps), done, rate, norm, seconds))
         if number in checks:
             loss = _validate(inner, objective, kernels, validation, settings, log, number)
+            _require_finite({"validation loss": loss}, number, rate)
             outcome.consider(master.state(model), loss)
             if outcome.evaluations_without_gain == settings.patience and number < len(steps):
                 outcome.stopped_early = True
@@ -220,10 +231,11 @@ def _entry(number: int, of: int, done: StepResult, rate: float, norm: float, sec
     }
 
 
-def _require_finite(loss: float, number: int, rate: float) -> None:
-    if not math.isfinite(loss):
+def _require_finite(figures: dict[str, float], number: int, rate: float) -> None:
+    broken = [f"the {name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if broken:
         raise UserError(
-            f"the loss is {loss} at step {number}",
+            f"{broken[0]} at step {number}",
             f"training diverged at a learning rate of {rate:g}, or a row holds broken text",
             "set train.learning_rate to a third, or train.precision to fp32, and run again",
         )

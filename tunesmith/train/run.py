@@ -50,7 +50,7 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, A
     ):
         log, trunk = _logger(file, bar), PeftModel.get_base_model
         outcome = loop.train(tuned, sft.loss, kernels, rows, validation, settings, log, trunk)
-    adapters.save(tuned, outcome.best, out / "adapter")
+    adapters.save(tuned, outcome.best, base.identity if "@" in base.identity else None, out / "adapter")
     load.tokenizer(base.folder).save_pretrained(out / "adapter")
     return {
         "base": base.model_dump(),
@@ -64,14 +64,16 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, A
 
 def _logger(file: BinaryIO, bar: Bar) -> Callable[[dict[str, Any]], None]:
     """Writes each entry to metrics.jsonl, and moves the bar."""
-    last = {"validation_loss": float("nan")}
+    last: dict[str, Any] = {}
 
     def log(entry: dict[str, Any]) -> None:
         file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
         file.flush()
         last.update(entry)
         if "loss" in entry:
-            losses = f"loss {entry['loss']:.3f}  validation {last['validation_loss']:.3f}"
+            losses = f"loss {entry['loss']:.3f}"
+            if "validation_loss" in last:
+                losses += f"  validation {last['validation_loss']:.3f}"
             bar.advance(entry["tokens"], f"step {entry['step']}/{entry['of']}  {losses}")
 
     return log

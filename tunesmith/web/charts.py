@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from markupsafe import Markup
 
-from tunesmith.show import Figure
+from tunesmith.result import Figure
 
 Point = tuple[float, float]
 

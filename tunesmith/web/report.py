@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunesmith.core import store
-from tunesmith.show import Figure, Show
+from tunesmith.result import Figure, Show
 from tunesmith.web import charts, excerpts
 
 Record = dict[str, Any]
