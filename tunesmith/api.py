@@ -147,8 +147,12 @@ def export(to: Where, project: Where = ".", *, what: str = "merged") -> Path:
             "tunesmith export TO --adapter",
         )
     target = Path(to)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty", "export overwrites nothing", "name a new folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"{target} is not empty" if target.is_dir() else f"{target} is a file",
+            "export overwrites nothing",
+            "name a new folder",
+        )
     size_bytes = sum(f.stat().st_size for f in Path(found[what]).iterdir())
     target.mkdir(parents=True, exist_ok=True)
     store.require_space(target, size_bytes, f"the {what} model")
@@ -198,7 +202,12 @@ class Chat:
 
         asked = [*(self.history if self.remembers else []), {"role": "user", "content": message}]
         system = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = renderer.prompt_ids(self.tokenizer, system + asked, [])
+        try:
+            prompt = renderer.prompt_ids(self.tokenizer, system + asked, [])
+        except renderer.CannotRender as error:
+            raise ConfigError(
+                "the model's chat template refuses this conversation", str(error), "ask something else"
+            ) from None
         answer = ""
         for piece in generate.stream(self.model, self.tokenizer, prompt, self.stops, self.max_new_tokens):
             answer += piece

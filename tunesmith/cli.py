@@ -41,6 +41,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 HERE = Path()
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C. An exception of our own, because the command-line library turns KeyboardInterrupt into `Aborted`."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
+
+
 @app.command()
 def init(
     data: Annotated[Path, typer.Argument(help="A file of examples: JSONL, JSON, CSV, TSV or Parquet.")],
@@ -146,11 +154,15 @@ def chat(
         err.print(
             "each message stands alone, as in training" if not talk.remembers else "the conversation is remembered"
         )
-    for asked in [message] if message is not None else terminal.messages():
-        for piece in talk.say(asked):
-            out.file.write(piece)
-            out.file.flush()
+    try:
+        for asked in [message] if message is not None else terminal.messages():
+            for piece in talk.say(asked):
+                out.file.write(piece)
+                out.file.flush()
+            out.print()
+    except _Interrupted:
         out.print()
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -183,14 +195,6 @@ def export(
 
 def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C. An exception of our own, because the command-line library turns KeyboardInterrupt into `Aborted`."""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupted
 
 
 def main() -> None:

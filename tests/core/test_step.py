@@ -284,3 +284,22 @@ def test_data_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
         Steps(tmp_path)("reads", reads, data)
     data.write_text("old")
     assert Steps(tmp_path, look=True)("reads", reads, data).state == "to run"
+
+
+def test_a_message_names_the_real_folder_of_what_was_refused_until_it_succeeds(tmp_path: Path) -> None:
+    def picky(value: int, out: Path) -> dict[str, Any]:
+        if value < 0:
+            raise UserError("what", "why", "read output/failed/picky/rows.jsonl")
+        return {}
+
+    with pytest.raises(UserError) as error:
+        Steps(tmp_path)("picky", picky, -1)
+    assert error.value.next == f"read {tmp_path}/failed/picky/rows.jsonl"
+    Steps(tmp_path)("picky", picky, 1)
+    assert not (tmp_path / "failed" / "picky").exists()
+
+
+def test_an_output_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("mine")
+    with pytest.raises(ResourceError, match="cannot be written"), only_run(tmp_path / "output"):
+        pass

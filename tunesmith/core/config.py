@@ -81,7 +81,7 @@ class Source(Section):
     fields: Fields = Fields()
     """Column names, where tunesmith does not find them by itself."""
     convert: InputFile | None = None
-    """A Python file with `convert(record) -> record`, called on each record before its shape is looked at."""
+    """A Python file with `convert(record) -> record`, called on each record first. What it imports is not watched."""
     split: Side = "auto"
     """The side that all rows of this file belong to; `auto` lets the splitter choose per row."""
 

@@ -145,8 +145,10 @@ class Steps:
                 },
             )
             _publish(work, folder)
-        except UserError:
-            self._keep_failed(name, work)
+            shutil.rmtree(self.output / "failed" / name, ignore_errors=True)
+        except UserError as error:
+            failed = self._keep_failed(name, work)
+            error.next = error.next.replace(f"output/failed/{name}", str(failed))
             raise
         except Exception as error:
             if not _disk_is_full(error):
@@ -162,12 +164,13 @@ class Steps:
             self.say(f"{'':<9} {summary['headline']}")
         return Artifact(name, folder.name, folder, "ran", summary, made)
 
-    def _keep_failed(self, name: str, work: Path) -> None:
+    def _keep_failed(self, name: str, work: Path) -> Path:
         """What a refused step wrote (the quarantine, say) is there to be read, and is never taken for a result."""
         failed = self.output / "failed" / name
         shutil.rmtree(failed, ignore_errors=True)
         failed.parent.mkdir(exist_ok=True)
         os.replace(work, failed)
+        return failed
 
     def why(self, name: str) -> list[str]:
         """Why a step has to run: the fields in which it differs from the last finished one, traced to their origin."""
@@ -241,7 +244,7 @@ def only_run(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = open(output / ".lock", "a+")  # noqa: SIM115 (closed below)
-    except PermissionError as error:
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise ResourceError(
             f"{output} cannot be written", str(error), "copy the project to a folder of yours"
         ) from None
