@@ -129,10 +129,12 @@ def _nlls(model: PreTrainedModel, tokens: Tokens, rows: list[int]) -> list[dict[
 
     found = []
     kernels = packed.kernels_for(model)
-    for at in range(0, len(rows), _NLL_ROWS):
-        batch = packed.pack(tokens, rows[at : at + _NLL_ROWS], model.device)
-        for nll, count in zip(*packed.row_nlls(model, batch, kernels)):
-            found.append({"nll": nll if math.isfinite(nll) else None, "tokens": count})
+    with progress("likelihood", len(rows), "rows") as bar:
+        for at in range(0, len(rows), _NLL_ROWS):
+            part = rows[at : at + _NLL_ROWS]
+            for nll, count in zip(*packed.row_nlls(model, packed.pack(tokens, part, model.device), kernels)):
+                found.append({"nll": nll if math.isfinite(nll) else None, "tokens": count})
+            bar.advance(len(part))
     return found
 
 
