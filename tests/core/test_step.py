@@ -303,3 +303,16 @@ def test_an_output_that_is_a_file_is_explained(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("mine")
     with pytest.raises(ResourceError, match="cannot be written"), only_run(tmp_path / "output"):
         pass
+
+
+def test_half_a_result_does_not_stay_on_a_disk_that_is_too_small(tiny_disk: Path) -> None:
+    def large(value: int, out: Path) -> dict[str, Any]:
+        (out / "half").write_bytes(b"x" * 300_000)
+        store.require_space(out, 10_000_000, "the other half")
+        return {}
+
+    with pytest.raises(ResourceError) as error:
+        Steps(tiny_disk)("large", large, 1)
+    assert error.value.what == f"not enough disk space in {tiny_disk / 'steps' / 'large'}"
+    assert "the other half needs 10 MB" in error.value.why
+    assert not [p for p in tiny_disk.rglob("half")]

@@ -146,6 +146,9 @@ class Steps:
             )
             _publish(work, folder)
             shutil.rmtree(self.output / "failed" / name, ignore_errors=True)
+        except ResourceError:
+            shutil.rmtree(work, ignore_errors=True)  # half a model would only fill the disk further
+            raise
         except UserError as error:
             failed = self._keep_failed(name, work)
             error.next = error.next.replace(f"output/failed/{name}", str(failed))

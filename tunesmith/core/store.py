@@ -106,6 +106,7 @@ def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raises ResourceError before work starts when the disk cannot hold its result."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
+        folder = next(f for f in (folder, *folder.parents) if not f.name.startswith("."))  # not a step's hidden one
         raise ResourceError(
             f"not enough disk space in {folder}",
             f"{purpose} needs {needed_bytes / 1e6:,.0f} MB and {free_bytes / 1e6:,.0f} MB are free",
