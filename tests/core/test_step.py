@@ -315,4 +315,4 @@ def test_half_a_result_does_not_stay_on_a_disk_that_is_too_small(tiny_disk: Path
         Steps(tiny_disk)("large", large, 1)
     assert error.value.what == f"not enough disk space in {tiny_disk / 'steps' / 'large'}"
     assert "the other half needs 10 MB" in error.value.why
-    assert not [p for p in tiny_disk.rglob("half")]
+    assert not list(tiny_disk.rglob("half"))

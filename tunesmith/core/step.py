@@ -21,7 +21,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
@@ -122,28 +122,14 @@ class Steps:
                     "its file was written by somebody else in the meantime",
                     "let the file come to rest, then run the same command again",
                 )
-            store.write_json(
-                work / "record.json",
-                {
-                    "step": name,
-                    "identity": folder.name,
-                    "made": made,
-                    "because": because,
-                    "hashed": hashed,
-                    "summary": summary,
-                    "config": {
-                        k: _resolved(a) for k, a in zip(hashed["arguments"], arguments) if not isinstance(a, Artifact)
-                    },
-                    "inputs": {
-                        k: {"step": a.step, "identity": a.identity, "made": a.made}
-                        for k, a in zip(hashed["arguments"], arguments)
-                        if isinstance(a, Artifact)
-                    },
-                    "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-                    "seconds": round(time.time() - started, 3),
-                    "versions": versions(),
-                },
-            )
+            times = {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                "seconds": round(time.time() - started, 3),
+            }
+            who = {"step": name, "identity": folder.name, "made": made, "because": because}
+            read = _read(hashed["arguments"], arguments)
+            record = {**who, "hashed": hashed, "summary": summary, **read, **times, "versions": versions()}
+            store.write_json(work / "record.json", record)
             _publish(work, folder)
             shutil.rmtree(self.output / "failed" / name, ignore_errors=True)
         except ResourceError:
@@ -211,6 +197,16 @@ class Steps:
         record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
         deeper = self.differences(store.read_json(record)["hashed"]) if record.is_file() else []
         return [d if "(via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
+
+
+def _read(names: Iterable[str], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """What a step read, for its record: the settings in full, and which executions its inputs were."""
+    given = dict(zip(names, arguments))
+    artifacts = {key: value for key, value in given.items() if isinstance(value, Artifact)}
+    return {
+        "config": {key: _resolved(value) for key, value in given.items() if key not in artifacts},
+        "inputs": {key: {"step": a.step, "identity": a.identity, "made": a.made} for key, a in artifacts.items()},
+    }
 
 
 def _standing_record(folder: Path, inputs: dict[str, Artifact]) -> dict[str, Any] | None:
