@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from jsonschema import exceptions, validators
-from jsonschema.protocols import Validator
-from referencing import Registry
+from jsonschema import exceptions
 from referencing.exceptions import Unresolvable
 
+from tunesmith.core import schemas
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
 
 _FENCE = re.compile(r"\s*```[ \t]*(?:json)?[ \t]*\n(?P<inside>.*?)\s*```\s*", re.IGNORECASE | re.DOTALL)
-_SHOWN_CHARACTERS = 200  # a validator's message may quote the whole answer
 
 
 def empty(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:
@@ -52,7 +50,7 @@ def follows_schema(rows: Iterable[Row], schema: Path) -> Iterator[Kept | Dropped
     Formats are not asserted, as the standard has it, and nothing is fetched: a reference that leads out of the file is
     a ConfigError, and so is a file that cannot be read or is no schema.
     """
-    validator = _validator(schema)
+    validator = schemas.validator(schema)
     for row in rows:
         try:
             fault = exceptions.best_match(validator.iter_errors(parse_json(row.answer)))
@@ -65,7 +63,7 @@ def follows_schema(rows: Iterable[Row], schema: Path) -> Iterator[Kept | Dropped
                 "copy what it refers to under `$defs` in the same file",
             ) from None
         else:
-            yield Dropped(row, "answer breaks the schema", _described(fault)) if fault else Kept(row)
+            yield Dropped(row, "answer breaks the schema", schemas.described(fault)) if fault else Kept(row)
 
 
 def parse_json(text: str) -> Any:
@@ -83,30 +81,3 @@ def _unfenced(row: Row) -> Kept | None:
         return None
     answer = {**row.messages[-1], "content": fence["inside"].strip()}
     return Kept(row.changed("JSON taken out of a code fence", [*row.prompt, answer]))
-
-
-def _described(fault: exceptions.ValidationError | exceptions.SchemaError) -> str:
-    message = fault.message
-    if len(message) > _SHOWN_CHARACTERS:
-        message = f"...{message[-_SHOWN_CHARACTERS:]}"  # the quoted value comes first, what is wrong with it last
-    return f"{fault.json_path}: {message}"
-
-
-def _validator(path: Path) -> Validator:
-    try:
-        schema = parse_json(path.read_text(encoding="utf-8-sig"))
-        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
-        kind.check_schema(schema)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"data.clean.answer_schema: {path} cannot be read as JSON",
-            str(error),
-            "name a JSON Schema file, written in UTF-8",
-        ) from None
-    except exceptions.SchemaError as error:
-        raise ConfigError(
-            f"data.clean.answer_schema: {path} is no valid JSON Schema",
-            _described(error),
-            f"mend {path} and run the same command again",
-        ) from None
-    return kind(schema, registry=Registry())

@@ -22,16 +22,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import orjson
-from jsonschema.exceptions import SchemaError
 from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 from numpy.typing import NDArray
-from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from tunesmith.core.config import Metric
@@ -161,22 +157,6 @@ def schema_valid(answer: str, validator: Validator) -> bool:
             f"it refers to {error.ref}, which is not in the file, and nothing is fetched",
             "copy that definition into the file, under `$defs`",
         ) from None
-
-
-def schema_validator(path: Path) -> Validator:
-    """The validator of a JSON Schema file, which never fetches anything. ConfigError for a file that is no schema."""
-    try:
-        schema = orjson.loads(path.read_bytes())
-        if not isinstance(schema, dict):
-            raise SchemaError("a schema is a JSON object")
-        kind = validator_for(schema)
-        kind.check_schema(schema)
-    except (orjson.JSONDecodeError, SchemaError) as error:
-        why = error.message if isinstance(error, SchemaError) else str(error)
-        raise ConfigError(
-            f"{path} is not a JSON Schema", why, "mend the file, or remove data.clean.answer_schema"
-        ) from None
-    return kind(schema, registry=Registry())
 
 
 def items(text: str) -> Counter[tuple[tuple[str, ...], bytes]]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _FP32_PARAMETERS = 1_000_000_000
-_NLL_ROWS = 16  # scored in one forward pass
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,10 @@ def _nlls(model: PreTrainedModel, tokens: Tokens, rows: list[int]) -> list[dict[
     from tunesmith.models import packed
 
     found = []
-    kernels = packed.kernels_for(model)
     with progress("likelihood", len(rows), "rows") as bar:
-        for at in range(0, len(rows), _NLL_ROWS):
-            part = rows[at : at + _NLL_ROWS]
-            for nll, count in zip(*packed.row_nlls(model, packed.pack(tokens, part, model.device), kernels)):
-                found.append({"nll": nll if math.isfinite(nll) else None, "tokens": count})
-            bar.advance(len(part))
+        for nll, count in packed.row_nlls(model, tokens, rows):
+            found.append({"nll": nll if math.isfinite(nll) else None, "tokens": count})
+            bar.advance(1)
     return found
 
 

@@ -6,7 +6,7 @@ is predicted from the end of the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,16 +109,14 @@ def require_same_loss(model: PreTrainedModel, tokens: Tokens, kernels: Kernels) 
         )
 
 
-def kernels_for(model: PreTrainedModel) -> Kernels:
-    return choose(model.dtype, model.device)
-
-
 @torch.no_grad()
-def row_nlls(model: PreTrainedModel, batch: Packed, kernels: Kernels) -> tuple[list[float], list[int]]:
-    """Negative log-likelihood in nats of each row's targets, and the number of them."""
-    logp_N, _ = logprobs(model, batch, kernels)
-    sums_R = torch.zeros(len(batch.lengths), dtype=torch.float64).index_add_(
-        0, batch.row_N.cpu(), -logp_N.double().cpu()
-    )
-    counts_R = torch.bincount(batch.row_N.cpu(), minlength=len(batch.lengths))
-    return sums_R.tolist(), counts_R.tolist()
+def row_nlls(
+    model: PreTrainedModel, tokens: Tokens, rows: list[int], together: int = 16
+) -> Iterator[tuple[float, int]]:
+    """Negative log-likelihood in nats of each row's targets, and the number of them; `together` rows share a pass."""
+    kernels = choose(model.dtype, model.device)
+    for at in range(0, len(rows), together):
+        batch = pack(tokens, rows[at : at + together], model.device)
+        row_N, nll_N = batch.row_N.cpu(), -logprobs(model, batch, kernels)[0].double().cpu()
+        sums_R = torch.zeros(len(batch.lengths), dtype=torch.float64).index_add_(0, row_N, nll_N)
+        yield from zip(sums_R.tolist(), torch.bincount(row_N, minlength=len(batch.lengths)).tolist())
