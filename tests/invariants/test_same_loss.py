@@ -39,9 +39,9 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     result = loop.step(
-        model.get_base_model(), sft.loss, KERNELS, tokens, ROWS, micro_batch_tokens, torch.Tensor.backward
+        packed.Scorer(model, KERNELS), sft.loss, tokens, ROWS, micro_batch_tokens, torch.Tensor.backward
     )
-    return result.loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return result.loss, {name: p.grad / result.normaliser for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, tokens: packed.Tokens) -> None:
@@ -74,11 +74,11 @@ def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftMod
 
 def test_rows_do_not_see_each_other(tuned: PeftModel, tokens: packed.Tokens) -> None:
     """The log-probabilities of a row do not depend on its neighbours in the pack."""
-    model = tuned.get_base_model()
+    scorer, device = packed.Scorer(tuned, KERNELS), torch.device("cpu")
     with torch.no_grad():
-        alone = packed.logprobs(model, packed.pack(tokens, [3], model.device), KERNELS)[0]
-        batch = packed.pack(tokens, [7, 3, 5], model.device)
-        together = packed.logprobs(model, batch, KERNELS)[0][batch.row_N == 1]
+        alone = scorer(packed.pack(tokens, [3], device))[0]
+        batch = packed.pack(tokens, [7, 3, 5], device)
+        together = scorer(batch)[0][batch.row_N == 1]
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
 
 
@@ -86,9 +86,9 @@ def test_a_model_with_another_head_is_refused(base: Base, tokens: packed.Tokens)
     """A bias on the logits, which the packed head does not know, is found before training."""
     assert base.folder is not None
     model = load.model(base.folder, "fp32", packed=True)
-    packed.require_same_loss(model, tokens, KERNELS)
+    packed.require_same_loss(packed.Scorer(model, KERNELS), tokens)
     head = model.lm_head.weight
     model.lm_head = torch.nn.Linear(head.shape[1], head.shape[0])
     model.lm_head.weight = head
     with pytest.raises(packed.ModelError, match="cannot be trained packed"):
-        packed.require_same_loss(model, tokens, KERNELS)
+        packed.require_same_loss(packed.Scorer(model, KERNELS), tokens)

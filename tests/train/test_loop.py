@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.step import Artifact
 from tunesmith.kernels.apply import choose
 from tunesmith.models import adapters, load
 from tunesmith.models.base import Base
-from tunesmith.models.packed import Tokens
+from tunesmith.models.packed import Scorer, Tokens
 from tunesmith.train import loop
 from tunesmith.train.objectives import sft
 
@@ -32,7 +31,7 @@ def trained(
     log: Log = []
     kernels = choose(model.dtype, torch.device("cpu"))
     rows, validation = Tokens(dataset.folder, "train"), Tokens(dataset.folder, "validation")
-    outcome = loop.train(model, sft.loss, kernels, rows, validation, settings, log.append, PeftModel.get_base_model)
+    outcome = loop.train(Scorer(model, kernels), sft.loss, rows, validation, settings, log.append)
     return outcome, log
 
 

@@ -96,7 +96,7 @@ def _sit(exam: _Exam, todo: list[int], base: Base, tuned: Artifact | None, batch
     """Answers and likelihoods of the rows `todo`, by key."""
     import torch
 
-    from tunesmith.models import adapters, generate, load
+    from tunesmith.models import adapters, attention, generate, load
 
     assert base.folder is not None
     torch.set_num_threads(hardware.threads().value)
@@ -110,7 +110,7 @@ def _sit(exam: _Exam, todo: list[int], base: Base, tuned: Artifact | None, batch
         made = generate.answers(
             model, [exam.prompts[i] for i in todo], stops, exam.settings["max_new_tokens"], batch_size, bar.advance
         )
-    model.set_attn_implementation("tunesmith_documents")
+    model.set_attn_implementation(attention.NAME)
     answers = [
         {
             "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),

@@ -1,20 +1,15 @@
-"""Weights from a folder into memory, with the document attention registered by transformers' public interface."""
+"""Weights from a folder into memory."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -23,6 +18,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from tunesmith.core.errors import ModelError
+from tunesmith.models import attention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -34,12 +30,11 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def model(folder: Path, precision: str, *, packed: bool = False) -> PreTrainedModel:
     """The model of a folder. `packed` gives it attention per document, to be called with `documents=Documents(...)`."""
-    AttentionInterface.register("tunesmith_documents", _document_attention)
-    AttentionMaskInterface.register("tunesmith_documents", lambda *arguments, **options: None)
+    attention.register()
     try:
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[precision], attn_implementation="tunesmith_documents" if packed else "sdpa"
+                folder, dtype=DTYPES[precision], attn_implementation=attention.NAME if packed else "sdpa"
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -75,38 +70,6 @@ def unpack_gguf(gguf: Path, out: Path) -> None:
         plain.tie_weights()
         plain.to(torch.bfloat16).save_pretrained(out)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
-
-
-@dataclass(frozen=True)
-class Documents:
-    """How a packed sequence divides into documents, and the attention to use; handed down to every attention layer."""
-
-    lengths: list[int]
-    attention: Callable[..., Tensor]
-
-
-def _document_attention(
-    module: nn.Module,
-    q_1HTD: Tensor,
-    k_1GTD: Tensor,
-    v_1GTD: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    documents: Documents,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **other: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention signature over packed documents; returns (1, T, H, D)."""
-    if other.get("softcap") or other.get("s_aux") is not None:
-        raise ModelError(
-            "this architecture's attention is not supported for packed training",
-            "it caps its scores or has attention sinks",
-            "choose another base (`tunesmith models`)",
-        )
-    scale = scaling if scaling is not None else q_1HTD.shape[-1] ** -0.5
-    o_HTD = documents.attention(q_1HTD[0], k_1GTD[0], v_1GTD[0], documents.lengths, scale, sliding_window)
-    return o_HTD.transpose(0, 1)[None], None
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.core.errors import ModelError
 from tunesmith.kernels.apply import Kernels, choose
-from tunesmith.models.load import Documents
+from tunesmith.models.attention import Documents
 
 
 class Tokens:
@@ -77,23 +78,41 @@ def pack(tokens: Tokens, rows: list[int], device: torch.device) -> Packed:
     )
 
 
-def logprobs(model: PreTrainedModel, batch: Packed, kernels: Kernels) -> tuple[Tensor, Tensor]:
-    """Log-probability (fp32, N) of each target, and whether it is the likeliest token. The head meets targets only."""
-    hidden_TD = model.base_model(
-        input_ids=batch.ids_1T,
-        position_ids=batch.positions_1T,
-        use_cache=False,
-        documents=Documents(batch.lengths, kernels.attention),
-    ).last_hidden_state[0]
-    return kernels.label_logprobs(hidden_TD[batch.at_N], model.get_output_embeddings().weight, batch.targets_N)
+class Scorer(nn.Module):
+    """A causal model as training sees it: a packed micro-batch in, the log-probability of each target out.
+
+    It is a module of its own so that whatever wraps modules (data-parallel, sharding) finds all work in `forward`.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, kernels: Kernels) -> None:
+        super().__init__()
+        self.model, self.kernels = model, kernels
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """transformers' own model, inside PEFT's wrapper where there is one."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """Log-probability (fp32, N) of each target, and whether it is the likeliest token. The head meets targets
+        only."""
+        hidden_TD = self.causal.base_model(
+            input_ids=batch.ids_1T,
+            position_ids=batch.positions_1T,
+            use_cache=False,
+            documents=Documents(batch.lengths, self.kernels.attention),
+        ).last_hidden_state[0]
+        head = self.causal.get_output_embeddings()
+        return self.kernels.label_logprobs(hidden_TD[batch.at_N], head.weight, batch.targets_N)
 
 
 @torch.no_grad()
-def require_same_loss(model: PreTrainedModel, tokens: Tokens, kernels: Kernels) -> None:
+def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
     """Compares one row's loss with transformers' own; raises ModelError where this architecture needs more than we do
     (a cap or a bias on its logits, say)."""
+    model = scorer.causal
     batch = pack(tokens, [min(range(len(tokens)), key=lambda i: tokens.lengths[i])], model.device)
-    ours = -logprobs(model, batch, kernels)[0].mean()
+    ours = -scorer(batch)[0].mean()
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     logits_TV = model(input_ids=batch.ids_1T, use_cache=False).logits[0].float()
@@ -114,9 +133,9 @@ def row_nlls(
     model: PreTrainedModel, tokens: Tokens, rows: list[int], together: int = 16
 ) -> Iterator[tuple[float, int]]:
     """Negative log-likelihood in nats of each row's targets, and the number of them; `together` rows share a pass."""
-    kernels = choose(model.dtype, model.device)
+    scorer = Scorer(model, choose(model.dtype, model.device))
     for at in range(0, len(rows), together):
         batch = pack(tokens, rows[at : at + together], model.device)
-        row_N, nll_N = batch.row_N.cpu(), -logprobs(model, batch, kernels)[0].double().cpu()
+        row_N, nll_N = batch.row_N.cpu(), -scorer(batch)[0].double().cpu()
         sums_R = torch.zeros(len(batch.lengths), dtype=torch.float64).index_add_(0, row_N, nll_N)
         yield from zip(sums_R.tolist(), torch.bincount(row_N, minlength=len(batch.lengths)).tolist())

@@ -1,7 +1,7 @@
 """The training loop: one function from packed rows to the best adapter.
 
-Loss. Every micro-batch contributes the SUM of its token losses, divided by the label tokens of the whole optimizer
-step. Batch 8 x 1, 1 x 8, packed or not: same loss, same gradient.
+Loss. Every micro-batch contributes the SUM of its losses; the summed gradient is divided once by the normaliser of the
+whole optimizer step. Batch 8 x 1, 1 x 8, packed or not: same loss, same gradient.
 
 Precision. With bf16 weights the adapter computes in bf16 too, but an fp32 master copy takes the optimizer's updates: at
 a learning rate of 1e-4, bf16 parameters would round most of them away.
@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tunesmith.core.errors import UserError
-from tunesmith.kernels.apply import Kernels
-from tunesmith.models.packed import Packed, Tokens, pack
+from tunesmith.models.packed import Packed, Scorer, Tokens, pack
 from tunesmith.train.batches import micro_batches, optimizer_steps
 from tunesmith.train.objectives.sft import Loss
 
-Objective = Callable[[PreTrainedModel, Packed, Kernels], Loss]
+Objective = Callable[[Scorer, Packed], Loss]
 State = dict[str, Tensor]
 Log = Callable[[dict[str, Any]], None]
 
@@ -79,8 +77,9 @@ class Outcome:
 class Master:
     """fp32 copies of the trainable parameters: the optimizer works on them, the model computes with their rounding."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.working = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, scorer: Scorer) -> None:
+        named = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
+        self.names, self.working = list(named), list(named.values())
         self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
 
     def collect(self) -> None:
@@ -90,8 +89,11 @@ class Master:
                 exact.grad = working.grad.float() if exact.grad is None else exact.grad.add_(working.grad)
                 working.grad = None
 
-    def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
+    def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float, normaliser: int) -> float:
         """One optimizer step on the exact parameters, rounded back into the model; returns the gradient's norm."""
+        for exact in self.exact:
+            if exact.grad is not None:
+                exact.grad /= normaliser
         norm = float(torch.nn.utils.clip_grad_norm_(self.exact, max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -102,93 +104,85 @@ class Master:
                 working.copy_(exact)
         return norm
 
-    def state(self, model: PreTrainedModel) -> State:
-        """The trainable tensors by name, in fp32."""
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        return {name: exact.detach().clone() for name, exact in zip(names, self.exact)}
+    def state(self) -> State:
+        """The trainable tensors by the model's names, in fp32."""
+        return {name: exact.detach().clone() for name, exact in zip(self.names, self.exact)}
 
 
 def train(
-    model: PreTrainedModel,
-    objective: Objective,
-    kernels: Kernels,
-    rows: Tokens,
-    validation: Tokens,
-    settings: Settings,
-    log: Log,
-    trunk: Callable[[PreTrainedModel], PreTrainedModel],
+    scorer: Scorer, objective: Objective, rows: Tokens, validation: Tokens, settings: Settings, log: Log
 ) -> Outcome:
-    """Trains the parameters of `model` that require gradients; `trunk` gives the causal model inside a wrapper.
+    """Trains the parameters of `scorer` that require gradients.
 
     `log` receives one dict per optimizer step and per evaluation. Raises UserError when the loss is not finite.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    model = accelerator.prepare(model)
-    inner, master = trunk(model), Master(model)
+    scorer = accelerator.prepare(scorer)
+    master = Master(scorer)
     optimizer = torch.optim.AdamW(master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = optimizer_steps(rows.lengths, settings.batch_tokens, settings.epochs, settings.seed)
     checks = {round(len(steps) * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
-    outcome = Outcome(len(steps), master.state(model))
+    outcome = Outcome(len(steps), master.state())
 
     def backward(loss: Tensor) -> None:
         accelerator.backward(loss)
         master.collect()
 
     if checks:
-        outcome.best_validation_loss = _validate(inner, objective, kernels, validation, settings, log, 0)
+        outcome.best_validation_loss = _validate(scorer, objective, validation, settings, log, 0)
     for number, step_rows in enumerate(steps, 1):
         started = time.perf_counter()
         rate = settings.learning_rate * schedule(number, len(steps), settings.warmup)
-        done = step(inner, objective, kernels, rows, step_rows, settings.micro_batch_tokens, backward)
-        norm = master.update(optimizer, rate, settings.max_grad_norm)
+        done = step(scorer, objective, rows, step_rows, settings.micro_batch_tokens, backward)
+        norm = master.update(optimizer, rate, settings.max_grad_norm, done.normaliser)
         _require_finite({"loss": done.loss, "gradient": norm}, number, rate)
         seconds = time.perf_counter() - started
         outcome.steps, outcome.tokens = number, outcome.tokens + done.tokens
-        outcome.learnt_tokens += done.learnt_tokens
+        outcome.learnt_tokens += done.normaliser
         outcome.step_seconds.append(seconds)
         log(_entry(number, len(steps), done, rate, norm, seconds))
         if number in checks:
-            loss = _validate(inner, objective, kernels, validation, settings, log, number)
+            loss = _validate(scorer, objective, validation, settings, log, number)
             _require_finite({"validation loss": loss}, number, rate)
-            outcome.consider(master.state(model), loss)
+            outcome.consider(master.state(), loss)
             if outcome.evaluations_without_gain == settings.patience and number < len(steps):
                 outcome.stopped_early = True
                 break
     if not checks:
-        outcome.consider(master.state(model), None)
+        outcome.consider(master.state(), None)
     return outcome
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss in nats and share of first choices over the label tokens of one optimizer step."""
+    """Mean loss in nats and mean metrics over one optimizer step."""
 
     loss: float
-    accuracy: float
+    metrics: dict[str, float]
     tokens: int
-    learnt_tokens: int
+    normaliser: int
 
 
 def step(
-    model: PreTrainedModel,
+    scorer: Scorer,
     objective: Objective,
-    kernels: Kernels,
     rows: Tokens,
     step_rows: list[int],
     micro_batch_tokens: int,
     backward: Callable[[Tensor], None],
 ) -> StepResult:
-    """Forward and backward over one optimizer step's rows; gradients are those of the mean loss per label token."""
-    label_tokens = rows.learnt_tokens(step_rows)
-    loss_sum, correct, tokens = 0.0, 0, 0
+    """Forward and backward over one optimizer step's rows; gradients are those of the summed loss."""
+    loss_sum, normaliser, tokens, sums = 0.0, 0, 0, dict[str, float]()
     for batch_rows in micro_batches(step_rows, rows.lengths, micro_batch_tokens):
-        batch = pack(rows, batch_rows, model.device)
-        part = objective(model, batch, kernels)
-        backward(part.sum / label_tokens)
+        batch = pack(rows, batch_rows, scorer.causal.device)
+        part = objective(scorer, batch)
+        backward(part.sum)
         loss_sum += float(part.sum.detach())
-        correct += part.correct
+        normaliser += part.normaliser
         tokens += sum(batch.lengths)
-    return StepResult(loss_sum / label_tokens, correct / label_tokens, tokens, label_tokens)
+        sums = {name: sums.get(name, 0.0) + value for name, value in part.metrics.items()}
+    metrics = {name: value / normaliser for name, value in sums.items()}
+    return StepResult(loss_sum / normaliser, metrics, tokens, normaliser)
 
 
 def schedule(number: int, steps: int, warmup: float) -> float:
@@ -201,19 +195,14 @@ def schedule(number: int, steps: int, warmup: float) -> float:
 
 @torch.no_grad()
 def _validate(
-    model: PreTrainedModel,
-    objective: Objective,
-    kernels: Kernels,
-    validation: Tokens,
-    settings: Settings,
-    log: Log,
-    number: int,
+    scorer: Scorer, objective: Objective, validation: Tokens, settings: Settings, log: Log, number: int
 ) -> float:
     batches = micro_batches(list(range(len(validation))), validation.lengths, settings.micro_batch_tokens)
-    parts = [objective(model, pack(validation, batch, model.device), kernels) for batch in batches]
-    tokens = sum(part.tokens for part in parts)
-    loss = sum(float(part.sum) for part in parts) / tokens
-    log({"step": number, "validation_loss": loss, "validation_token_accuracy": sum(p.correct for p in parts) / tokens})
+    parts = [objective(scorer, pack(validation, batch, scorer.causal.device)) for batch in batches]
+    normaliser = sum(part.normaliser for part in parts)
+    loss = sum(float(part.sum) for part in parts) / normaliser
+    metrics = {f"validation_{m}": sum(p.metrics[m] for p in parts) / normaliser for m in parts[0].metrics}
+    log({"step": number, "validation_loss": loss, **metrics})
     return loss
 
 
@@ -222,7 +211,7 @@ def _entry(number: int, of: int, done: StepResult, rate: float, norm: float, sec
         "step": number,
         "of": of,
         "loss": done.loss,
-        "token_accuracy": done.accuracy,
+        **done.metrics,
         "learning_rate": rate,
         "gradient_norm": norm,
         "tokens": done.tokens,

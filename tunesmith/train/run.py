@@ -22,7 +22,6 @@ VERSION = 1
 def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, Any]:
     """Writes `adapter/` (PEFT's format, with the tokeniser) and `metrics.jsonl`, a line per step and evaluation."""
     import torch
-    from peft import PeftModel
 
     from tunesmith.kernels import apply
     from tunesmith.models import adapters, load, packed
@@ -40,7 +39,7 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, A
     kernels = apply.choose(model.dtype, model.device)
     for note in kernels.notes:
         say(note)
-    packed.require_same_loss(model, rows, kernels)
+    packed.require_same_loss(packed.Scorer(model, kernels), rows)
     store.require_space(out, 2 * _adapter_bytes(model, chosen["rank"]), "the adapter")
     tuned = adapters.add_lora(model, chosen["rank"], chosen["alpha"], settings.seed)
     say(f"  threads             {threads.value:>9}  {threads.reason}")
@@ -48,8 +47,8 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, A
         open(out / "metrics.jsonl", "wb") as file,
         progress("train", settings.epochs * sum(rows.lengths), "tokens") as bar,
     ):
-        log, trunk = _logger(file, bar), PeftModel.get_base_model
-        outcome = loop.train(tuned, sft.loss, kernels, rows, validation, settings, log, trunk)
+        scorer = packed.Scorer(tuned, kernels)
+        outcome = loop.train(scorer, sft.loss, rows, validation, settings, _logger(file, bar))
     adapters.save(tuned, outcome.best, base.identity if "@" in base.identity else None, out / "adapter")
     load.tokenizer(base.folder).save_pretrained(out / "adapter")
     return {
