@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from tunesmith.kernels import apply, attention, head
+from tunesmith.core import store
+from tunesmith.kernels import apply, attention, head, layer, native, plain
+from tunesmith.kernels.attention import Documents, Heads
+from tunesmith.kernels.plain import Operations
+
+CPU = torch.device("cpu")
+CACHE = store.cache_dir() / "kernels"
 
 
+@pytest.mark.parametrize("cache", [None, CACHE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fast_kernels_pass_their_check(dtype: torch.dtype) -> None:
-    kernels = apply.choose(dtype, torch.device("cpu"))
-    assert kernels == apply.Kernels(attention.document_attention, head.label_logprobs, ())
+def test_the_fast_kernels_pass_their_check(compiled: Operations, dtype: torch.dtype, cache: Path | None) -> None:
+    kernels = apply.choose(dtype, CPU, cache)
+    assert kernels.notes == ()
+    assert kernels.attention is not attention.reference
+    assert kernels.label_logprobs is not head.reference
+    assert kernels.layer is not None
 
 
 def test_a_wrong_kernel_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaks(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float, window: int | None = None) -> Tensor:
-        return attention.reference(q, k, v, [sum(lengths)], scale, window)
+    def leaks(operations: Operations, q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> Tensor:
+        return attention.reference(q, k, v, Documents([sum(documents.lengths)]), heads)
 
     monkeypatch.setattr(attention, "document_attention", leaks)
-    kernels = apply.choose(torch.float32, torch.device("cpu"))
+    kernels = apply.choose(torch.float32, CPU)
     assert kernels.attention is attention.reference
-    assert "value differs" in kernels.notes[0]
+    assert "attention: its value differs" in kernels.notes[0]
     assert "slower reference" in kernels.notes[0]
 
 
 def test_a_wrong_gradient_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_gradient(h: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def no_gradient(operations: Operations, h: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logp, correct = head.reference(h.detach(), w, y)
         return logp + 0 * h.sum(), correct
 
     monkeypatch.setattr(head, "label_logprobs", no_gradient)
-    kernels = apply.choose(torch.float32, torch.device("cpu"))
+    kernels = apply.choose(torch.float32, CPU)
     assert kernels.label_logprobs is head.reference
     assert "gradient 1 differs" in kernels.notes[0]
 
@@ -41,7 +56,36 @@ def test_a_kernel_that_raises_falls_back(monkeypatch: pytest.MonkeyPatch) -> Non
     def raises(*arguments: object) -> Tensor:
         raise RuntimeError("not implemented for this device")
 
-    monkeypatch.setattr(attention, "document_attention", raises)
-    kernels = apply.choose(torch.float32, torch.device("cpu"))
-    assert kernels.attention is attention.reference
+    monkeypatch.setattr(layer, "layer", raises)
+    kernels = apply.choose(torch.float32, CPU)
+    assert kernels.layer is None
     assert "not implemented for this device" in kernels.notes[0]
+
+
+@pytest.mark.parametrize("name", list(vars(plain.OPERATIONS)))
+def test_a_wrong_compiled_loop_is_replaced(compiled: Operations, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Each of them in turn gets a fault in its last result; the rest stay compiled."""
+
+    def faulty(own: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            result = own(*arguments)
+            touched = result if isinstance(result, Tensor) else result[0] if isinstance(result, tuple) else None
+            if touched is None:
+                touched = arguments[-1] if name == "to_tokens" else arguments[0]
+            touched.mul_(1.1)
+            return result
+
+        return run
+
+    wrong = replace(compiled, **{name: faulty(vars(compiled)[name])})
+    monkeypatch.setattr(native, "operations", lambda library: wrong)
+    kernels = apply.choose(torch.bfloat16, CPU, CACHE)
+    assert [note.partition(":")[0] for note in kernels.notes] == [f"compiled kernel {name}"]
+    assert kernels.layer is not None
+
+
+def test_no_compiler_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    kernels = apply.choose(torch.bfloat16, CPU, tmp_path)
+    assert "no C++ compiler" in kernels.notes[0]
+    assert kernels.layer is not None

@@ -1,44 +1,63 @@
-"""The label head equals log-softmax over all logits, forward and backward."""
+"""The label head equals log-softmax over all logits, forward and backward, frozen and trained."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tunesmith.kernels import head
-
-
-@settings(max_examples=30, deadline=None)
-@given(tokens=st.integers(1, 600), vocabulary=st.integers(2, 90), depth=st.integers(1, 24), seed=st.integers(0, 9))
-def test_agrees_with_the_reference_in_fp32(tokens: int, vocabulary: int, depth: int, seed: int) -> None:
-    (logp, grad, correct), (logp_r, grad_r, correct_r) = (
-        _run(fn, tokens, vocabulary, depth, seed, torch.float32) for fn in (head.label_logprobs, head.reference)
-    )
-    torch.testing.assert_close(logp, logp_r, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grad, grad_r, rtol=1e-5, atol=1e-5)
-    assert torch.equal(correct, correct_r)
+from tunesmith.kernels import head, plain
+from tunesmith.kernels.plain import Operations
 
 
-def test_bf16_gradient_points_the_same_way() -> None:
-    (_, found, _), (_, wanted, _) = (
-        _run(fn, 300, 500, 64, 0, torch.bfloat16) for fn in (head.label_logprobs, head.reference)
-    )
-    a, b = found.double().flatten(), wanted.double().flatten()
-    assert torch.dot(a, b) > 0.999 * a.norm() * b.norm()
+def run(
+    fn: Any, tokens: int, vocabulary: int, depth: int, seed: int, dtype: torch.dtype, trained: bool
+) -> list[Tensor | None]:
+    make = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, depth, generator=make).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, depth, generator=make).to(dtype).requires_grad_(trained)
+    logp, correct = fn(hidden, weight, torch.randint(vocabulary, (tokens,), generator=make))
+    logp.backward(torch.randn(tokens, generator=make))
+    return [logp.detach(), hidden.grad, weight.grad, correct]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, head.KEPT_BYTES])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tokens=st.integers(1, 600), vocabulary=st.integers(2, 90), depth=st.integers(1, 24), seed=st.integers(0, 9),
+    trained=st.booleans())  # fmt: skip
+def test_agrees_with_the_reference_in_fp32(
+    operations: Operations,
+    same: Any,
+    kept_bytes: int,
+    tokens: int,
+    vocabulary: int,
+    depth: int,
+    seed: int,
+    trained: bool,
+) -> None:
+    shape = (tokens, vocabulary, depth, seed, torch.float32, trained)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "KEPT_BYTES", kept_bytes)
+        found = run(lambda *a: head.label_logprobs(operations, *a), *shape)
+    wanted = run(head.reference, *shape)
+    same(found[:3], wanted[:3])
+    assert torch.equal(found[3], wanted[3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_bf16_gradient_points_the_same_way(operations: Operations, same_direction: Any, trained: bool) -> None:
+    shape = (300, 500, 64, 0, torch.bfloat16, trained)
+    found, wanted = (run(fn, *shape) for fn in (lambda *a: head.label_logprobs(operations, *a), head.reference))
+    same_direction(found[1:3], wanted[1:3])
 
 
 def test_no_labels_is_no_loss() -> None:
     hidden = torch.zeros(0, 4, requires_grad=True)
-    logp, _ = head.label_logprobs(hidden, torch.zeros(5, 4), torch.zeros(0, dtype=torch.long))
+    logp, _ = head.label_logprobs(plain.OPERATIONS, hidden, torch.zeros(5, 4), torch.zeros(0, dtype=torch.long))
     logp.sum().backward()
     assert logp.shape == (0,)
-
-
-def _run(fn, tokens, vocabulary, depth, seed, dtype):  # type: ignore[no-untyped-def]
-    make = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(tokens, depth, generator=make).to(dtype).requires_grad_()
-    weight = torch.randn(vocabulary, depth, generator=make).to(dtype)
-    logp, correct = fn(hidden, weight, torch.randint(vocabulary, (tokens,), generator=make))
-    logp.backward(torch.randn(tokens, generator=make))
-    return logp.detach(), hidden.grad, correct

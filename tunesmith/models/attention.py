@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tunesmith.core.errors import ModelError
+from tunesmith.kernels.apply import Kernels
+from tunesmith.kernels.attention import Documents, Heads
 
 NAME = "tunesmith_documents"
-
-
-@dataclass(frozen=True)
-class Documents:
-    """How a packed sequence divides into documents, and the attention to use; handed down to every attention layer."""
-
-    lengths: list[int]
-    attention: Callable[..., Tensor]
+Prefixes = list[tuple[Tensor, Tensor]]  # for each layer keys and values that all documents begin with, (G, S, D) each
 
 
 def register() -> None:
-    """Makes NAME an `attn_implementation` of every model; it is called with `documents=Documents(...)`."""
+    """Makes NAME an `attn_implementation` of every model; it is called with `documents` and `kernels`."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     q_1HTD: Tensor,
     k_1GTD: Tensor,
     v_1GTD: Tensor,
     attention_mask: Tensor | None,
     *,
     documents: Documents,
+    kernels: Kernels,
+    prefixes: Prefixes | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **other: Any,
@@ -47,6 +42,8 @@ def _attention(
             "it caps its scores or has attention sinks",
             "choose another base (`tunesmith models`)",
         )
-    scale = scaling if scaling is not None else q_1HTD.shape[-1] ** -0.5
-    o_HTD = documents.attention(q_1HTD[0], k_1GTD[0], v_1GTD[0], documents.lengths, scale, sliding_window)
-    return o_HTD.transpose(0, 1)[None], None
+    _, H, _, D = q_1HTD.shape
+    heads = Heads(H, k_1GTD.shape[1], D, D**-0.5 if scaling is None else scaling, sliding_window)
+    q_TC, k_TC, v_TC = (x[0].transpose(0, 1).flatten(1) for x in (q_1HTD, k_1GTD, v_1GTD))
+    past = prefixes[module.layer_idx] if prefixes else None
+    return kernels.attention(q_TC, k_TC, v_TC, documents, heads, past).unflatten(1, (H, D))[None], None

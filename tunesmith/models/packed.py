@@ -6,20 +6,25 @@ is predicted from the end of the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
+from tunesmith.core import store
 from tunesmith.core.errors import ModelError
 from tunesmith.kernels.apply import Kernels, choose
-from tunesmith.models.attention import Documents
+from tunesmith.kernels.attention import Documents
+from tunesmith.models import fused
+
+_LEAST_SHARED = 8  # tokens; fewer are not worth a document of their own
 
 
 class Tokens:
@@ -48,7 +53,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Packed:
-    """A micro-batch: ids and positions of T tokens, where the N targets are predicted from, and what they are."""
+    """A micro-batch: ids and positions of T tokens, where the N targets are predicted from, what they are and of which
+    row; `lengths` are those of the R rows. Where `documents` share a beginning, T is less than the lengths' sum."""
 
     ids_1T: Tensor
     positions_1T: Tensor
@@ -56,37 +62,64 @@ class Packed:
     targets_N: Tensor
     row_N: Tensor
     lengths: list[int]
+    documents: Documents
 
 
-def pack(tokens: Tokens, rows: list[int], device: torch.device) -> Packed:
+def pack(tokens: Tokens, rows: list[int], device: torch.device, *, share: bool = True) -> Packed:
+    """Rows end to end. With `share`, what they all begin with (a system message, say) stands there once, if no token of
+    it is learnt: every row sees it, and the gradient that reaches it is the sum over the rows, as if each had its own.
+    """
     parts = [tokens.row(i) for i in rows]
-    lengths = [len(ids) for ids, _ in parts]
-    ids_T = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
-    learnt_T = torch.from_numpy(np.concatenate([learnt for _, learnt in parts]))
-    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    learnt_T[starts] = False
-    target_N = learnt_T.nonzero()[:, 0]
-    row_T = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
-    positions_T = torch.arange(len(ids_T)) - starts[row_T]
+    shared = _shared_beginning(parts) if share else 0
+    ids, positions, at, targets, row_of = [], [], [], [], []
+    if shared:
+        ids.append(parts[0][0][:shared])
+        positions.append(np.arange(shared))
+    end = shared
+    for row, (row_ids, learnt) in enumerate(parts):
+        place = np.arange(len(row_ids))
+        where = np.where(place < shared, place, place - shared + end)  # of each of the row's tokens in the pack
+        target = np.flatnonzero(learnt[1:]) + 1  # a row's first token is never one
+        at.append(where[target - 1])
+        targets.append(row_ids[target])
+        row_of.append(np.full(len(target), row))
+        ids.append(row_ids[shared:])
+        positions.append(place[shared:])
+        end += len(row_ids) - shared
+    lengths = [len(row_ids) for row_ids, _ in parts]
+    own = [length - shared for length in lengths]
+
+    def tensor(arrays: list[NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays).astype(np.int64)).to(device)
+
+    documents = Documents([shared, *own] if shared else own, bool(shared))
     return Packed(
-        ids_T[None].to(device),
-        positions_T[None].to(device),
-        (target_N - 1).to(device),
-        ids_T[target_N].to(device),
-        row_T[target_N].to(device),
-        lengths,
+        tensor(ids)[None], tensor(positions)[None], tensor(at), tensor(targets), tensor(row_of), lengths, documents
     )
+
+
+def _shared_beginning(parts: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> int:
+    """How many tokens all rows begin with, none of them learnt; 0 where sharing would save next to nothing."""
+    ids = parts[0][0]
+    longest = min(len(row_ids) for row_ids, _ in parts) - 1  # each row keeps a token of its own
+    same = np.ones(max(0, longest), dtype=bool)
+    for row_ids, row_learnt in parts:
+        same &= (row_ids[: len(same)] == ids[: len(same)]) & ~row_learnt[: len(same)]
+    shared = len(same) if same.all() else int(same.argmin())
+    return shared if len(parts) > 1 and shared >= _LEAST_SHARED else 0
 
 
 class Scorer(nn.Module):
     """A causal model as training sees it: a packed micro-batch in, the log-probability of each target out.
 
     It is a module of its own so that whatever wraps modules (data-parallel, sharding) finds all work in `forward`.
+    Virtual tokens of prompt tuning stand before all rows, as one more shared beginning; prefix tuning's keys and values
+    go to the attention layers as they are.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, kernels: Kernels) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, kernels: Kernels, notes: Sequence[str] = ()) -> None:
         super().__init__()
-        self.model, self.kernels = model, kernels
+        self.model, self.kernels, self.notes = model, kernels, notes
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -96,14 +129,44 @@ class Scorer(nn.Module):
     def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
         """Log-probability (fp32, N) of each target, and whether it is the likeliest token. The head meets targets
         only."""
+        positions_1T, at_N, documents = batch.positions_1T, batch.at_N, batch.documents
+        inputs, prefixes = {"input_ids": batch.ids_1T}, None
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            prompt = self.model.get_prompt(batch_size=1)
+            if isinstance(prompt, Cache):
+                prefixes = [(layer.keys[0], layer.values[0]) for layer in prompt.layers]
+                positions_1T = positions_1T + prefixes[0][0].shape[1]
+            else:
+                embedded_1TD = self.causal.get_input_embeddings()(batch.ids_1T)
+                inputs = {"inputs_embeds": torch.cat([prompt.to(embedded_1TD.dtype), embedded_1TD], 1)}
+                positions_1T, at_N, documents = _behind(prompt.shape[1], positions_1T, at_N, documents)
         hidden_TD = self.causal.base_model(
-            input_ids=batch.ids_1T,
-            position_ids=batch.positions_1T,
+            **inputs,
+            position_ids=positions_1T,
             use_cache=False,
-            documents=Documents(batch.lengths, self.kernels.attention),
+            documents=documents,
+            kernels=self.kernels,
+            prefixes=prefixes,
         ).last_hidden_state[0]
         head = self.causal.get_output_embeddings()
-        return self.kernels.label_logprobs(hidden_TD[batch.at_N], head.weight, batch.targets_N)
+        return self.kernels.label_logprobs(hidden_TD[at_N], head.weight, batch.targets_N)
+
+
+def fast(model: PreTrainedModel | PeftModel, *, fuse_layers: bool = True) -> Scorer:
+    """The scorer with the fastest kernels that agree with plain torch here; its `notes` say what had to be left out."""
+    kernels = choose(model.dtype, model.device, store.cache_dir() / "kernels")
+    return Scorer(model, kernels, [*kernels.notes, *(fused.fuse(model) if fuse_layers else [])])
+
+
+def _behind(count: int, positions_1T: Tensor, at_N: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Documents]:
+    """Positions, places and documents of a pack that comes after `count` virtual tokens, which all rows share."""
+    first = torch.arange(count, device=positions_1T.device)[None]
+    lengths = documents.lengths
+    if documents.shared:
+        behind = [lengths[0] + count, *lengths[1:]]
+    else:
+        behind = [count, *lengths]
+    return torch.cat([first, positions_1T + count], 1), at_N + count, Documents(behind, True)
 
 
 @torch.no_grad()
@@ -133,7 +196,7 @@ def row_nlls(
     model: PreTrainedModel, tokens: Tokens, rows: list[int], together: int = 16
 ) -> Iterator[tuple[float, int]]:
     """Negative log-likelihood in nats of each row's targets, and the number of them; `together` rows share a pass."""
-    scorer = Scorer(model, choose(model.dtype, model.device))
+    scorer = fast(model)
     for at in range(0, len(rows), together):
         batch = pack(tokens, rows[at : at + together], model.device)
         row_N, nll_N = batch.row_N.cpu(), -scorer(batch)[0].double().cpu()

@@ -1,0 +1,161 @@
+"""The compiled loops agree with plain torch, and plain torch with autograd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tunesmith.kernels import native, plain
+from tunesmith.kernels.plain import Operations
+
+CASES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+SEEDS = st.integers(0, 99)
+
+
+def tensors(seed: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+    make = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=make).to(dtype) for shape in shapes]
+
+
+def results(fn: Any, arguments: list[Any]) -> list[Tensor]:
+    """What a function returns, and what it left in its arguments."""
+    arguments = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    returned = fn(*arguments)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    return [x.float() for x in (*returned, *arguments) if isinstance(x, Tensor)]
+
+
+def compare(compiled: Operations, name: str, arguments: list[Any], dtype: torch.dtype) -> None:
+    """To 1e-5. In bf16 both compute in fp32 and round once: they may differ by one step of bf16."""
+    found, wanted = results(vars(compiled)[name], arguments), results(vars(plain.OPERATIONS)[name], arguments)
+    for a, b in zip(found, wanted):
+        relative = 1e-5 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(a, b, rtol=relative, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
+@CASES
+@given(N=st.integers(1, 70), D=st.integers(1, 80), dtype=DTYPES, seed=SEEDS, weight_too=st.booleans())
+def test_norm(compiled: Operations, N: int, D: int, dtype: torch.dtype, seed: int, weight_too: bool) -> None:
+    x, grad, residual, w = tensors(seed, dtype, (N, D), (N, D), (N, D), (D,))
+    compare(compiled, "norm", [x, w, 1e-5], dtype)
+    rstd = plain.norm(x, w, 1e-5)[1]
+    compare(compiled, "norm_backward", [grad, x, w, rstd, residual, weight_too], dtype)
+
+
+@CASES
+@given(N=st.integers(1, 40), I=st.integers(1, 70), dtype=DTYPES, seed=SEEDS)
+def test_swiglu(compiled: Operations, N: int, I: int, dtype: torch.dtype, seed: int) -> None:  # noqa: E741
+    pair, grad = tensors(seed, dtype, (N, 2 * I), (N, I))
+    compare(compiled, "swiglu", [10 * pair], dtype)
+    compare(compiled, "swiglu_backward", [grad, 10 * pair], dtype)
+
+
+@CASES
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    heads=st.integers(1, 4),
+    depth=st.sampled_from([2, 6, 64]),
+    turned=st.booleans(),
+    dtype=DTYPES,
+    seed=SEEDS,
+)
+def test_heads(
+    compiled: Operations, lengths: list[int], heads: int, depth: int, turned: bool, dtype: torch.dtype, seed: int
+) -> None:
+    """Also of a part of wider rows, which is how q, k and v lie beside each other."""
+    N, C = sum(lengths), heads * depth
+    wide, documents, cos, sin = tensors(seed, dtype, (N, C + 5), (N * C,), (N, depth), (N, depth))
+    turn = (cos, sin) if turned else None
+    both = compiled, plain.OPERATIONS
+    found, wanted = (ops.to_documents(wide[:, 3 : 3 + C], lengths, depth, turn, 0.5).float() for ops in both)
+    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-5)
+    out = [wide.clone(), wide.clone()]
+    for ops, whole in zip(both, out):
+        ops.to_tokens(documents, lengths, depth, turn, 0.5, whole[:, 3 : 3 + C])
+    torch.testing.assert_close(out[0].float(), out[1].float(), rtol=2**-7, atol=1e-5)
+
+
+@CASES
+@given(
+    B=st.integers(1, 5), L=st.integers(1, 40), offset=st.integers(0, 20), hidden=st.integers(0, 7), dtype=DTYPES,
+    window=st.none() | st.integers(1, 50), seed=SEEDS)  # fmt: skip
+def test_softmax(
+    compiled: Operations, B: int, L: int, offset: int, hidden: int, window: int | None, dtype: torch.dtype, seed: int
+) -> None:
+    scores, grad = tensors(seed, dtype, (B, L, L + offset + hidden), (B, L, L + offset + hidden))
+    compare(compiled, "softmax_", [5 * scores, offset, window], dtype)
+    plain.softmax_(scores, offset, window)
+    compare(compiled, "softmax_backward_", [grad, scores, offset], dtype)
+
+
+@CASES
+@given(N=st.integers(1, 20), V=st.integers(2, 300), dtype=DTYPES, seed=SEEDS)
+def test_label_softmax(compiled: Operations, N: int, V: int, dtype: torch.dtype, seed: int) -> None:
+    (logits,) = tensors(seed, dtype, (N, V))
+    labels = torch.randint(V, (N,), generator=torch.Generator().manual_seed(seed))
+    compare(compiled, "label_softmax_", [8 * logits, labels], dtype)
+
+
+@CASES
+@given(N=st.integers(1, 9), D=st.integers(1, 9), seed=SEEDS)
+def test_plain_gradients_are_those_of_autograd(same: Any, N: int, D: int, seed: int) -> None:
+    x, grad, pair, w = tensors(seed, torch.float64, (N, D), (N, D), (N, 2 * D), (D,))
+    x, w, pair = (t.float().requires_grad_() for t in (x, w, pair))
+    h, rstd = plain.norm(x, w, 1e-5)
+    wanted = torch.autograd.grad(h, (x, w), grad.float())
+    zero = torch.zeros_like(x)
+    same(plain.norm_backward(grad.float(), x.detach(), w.detach(), rstd.detach(), zero, True), wanted)
+    out = plain.swiglu(pair)
+    (dpair,) = torch.autograd.grad(out, pair, grad.float())
+    same(plain.swiglu_backward(grad.float(), pair.detach()), (dpair, out.detach()))
+    cos, sin = torch.cos(x.detach()), torch.sin(x.detach())
+    if D % 2 == 0:
+        back = torch.zeros(N, D)
+        plain.to_tokens(grad.float().flatten(), [N], D, (cos, sin), 0.5, back)
+        documents = plain.to_documents(x, [N], D, (cos, sin), 0.5)
+        same([back], torch.autograd.grad(documents, x, grad.float().flatten()))
+
+
+@pytest.mark.parametrize("name", ["swiglu", "softmax_", "norm"])
+def test_not_a_number_stays_one(compiled: Operations, name: str) -> None:
+    """A diverged run must be seen as one."""
+    x = torch.full((1, 4, 4) if name == "softmax_" else (4, 4), float("nan"), dtype=torch.bfloat16)
+    rest = {"swiglu": [], "softmax_": [0, None], "norm": [torch.ones(4, dtype=torch.bfloat16), 1e-5]}[name]
+    assert results(vars(compiled)[name], [x, *rest])[0].isnan().any()
+
+
+def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(native.Unavailable, match="no C\\+\\+ compiler"):
+        native.load(tmp_path)
+
+
+def test_a_compiler_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "g++").write_text("#!/bin/sh\necho 'error: out of luck' >&2\nexit 1\n")
+    os.chmod(tmp_path / "g++", 0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(native.Unavailable, match="out of luck"):
+        native.load(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.load(tmp_path)
+    (library,) = tmp_path.iterdir()
+    calls: list[Any] = []
+    own = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: calls.append(command) or own(command, **options))
+    native.load(tmp_path)
+    assert [command[1] for command in calls] == ["--version"]
+    assert list(tmp_path.iterdir()) == [library]
