@@ -1,0 +1,145 @@
+"""Models of several families, with random small weights, train packed: fused where the family allows it, else as their
+own modules, and either way with the loss and the gradients of transformers' own forward pass, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tunesmith.models import attention, fused, packed
+from tunesmith.models.packed import Tokens
+
+SHAPE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=4, head_dim=16)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=16)),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **GROUPED,
+            head_dim=16,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        )
+    ),
+}
+FUSED = {"llama", "mistral", "qwen2", "qwen3"}
+LENGTHS = [9, 5, 14, 7]
+
+
+class Rows(Tokens):
+    """Four random rows that begin alike; all but their first nine tokens are learnt."""
+
+    def __init__(self) -> None:
+        make = torch.Generator().manual_seed(3)
+        parts = [torch.randint(97, (n + 9,), generator=make) for n in LENGTHS]
+        for part in parts:
+            part[:9] = parts[0][:9]
+        self.ids = torch.cat(parts).int().numpy()
+        self.learnt = torch.cat([torch.arange(len(part)) >= 9 for part in parts]).numpy()
+        self.ends = torch.tensor([len(part) for part in parts]).cumsum(0).numpy()
+
+
+def made(family: str, method: str) -> PreTrainedModel | PeftModel:
+    """A model with weights that are no special case: norms and biases are random too, and so is a LoRA's B."""
+    torch.manual_seed(0)
+    model: Any = FAMILIES[family]()
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    if method == "lora":
+        layers = ["c_attn", "c_proj", "c_fc"] if family == "gpt2" else "all-linear"
+        model = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=layers, task_type="CAUSAL_LM"))
+    for parameter in model.parameters():
+        if parameter.ndim == 1 or parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values()))))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_transformers_own(family: str, method: str) -> None:
+    model, rows = made(family, method), Rows()
+    scorer = packed.fast(model)
+    assert bool(scorer.notes) == (family not in FUSED)
+    batch = packed.pack(rows, [0, 1, 2, 3], torch.device("cpu"))
+    assert batch.documents.shared
+    loss = -scorer(batch)[0].sum()
+    found = gradients(model, loss)
+
+    fused.restore(model)
+    model.set_attn_implementation("eager") if method == "full" else model.get_base_model().set_attn_implementation(
+        "eager"
+    )
+    own = torch.zeros(())
+    for i in range(len(rows)):
+        ids, learnt = (torch.from_numpy(array.copy()) for array in rows.row(i))
+        logits = model(input_ids=ids.long()[None], use_cache=False).logits[0, :-1]
+        own = own + torch.nn.functional.cross_entropy(logits[learnt[1:]], ids[1:][learnt[1:]].long(), reduction="sum")
+    wanted = gradients(model, own)
+    torch.testing.assert_close(loss, own, rtol=1e-5, atol=1e-5)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_what_is_fused_can_be_restored() -> None:
+    model = made("llama", "lora")
+    before = [type(m).forward for m in model.modules()]
+    packed.fast(model)
+    assert any("forward" in vars(m) for m in model.modules())
+    fused.restore(model)
+    assert not any("forward" in vars(m) for m in model.modules())
+    assert [type(m).forward for m in model.modules()] == before
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}], ids=str)
+def test_what_cannot_be_fused_is_said(change: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES["llama"]()
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **change))
+    (note,) = fused.fuse(tuned)
+    assert ("dropout" if "lora_dropout" in change else "of a kind of its own") in note
+    assert "slower" in note
+
+
+def test_disabled_adapters_are_left_out() -> None:
+    model, rows = made("llama", "lora"), Rows()
+    scorer, batch = packed.fast(model), packed.pack(rows, [0, 1], torch.device("cpu"))
+    with_adapter = scorer(batch)[0]
+    with model.disable_adapter():  # type: ignore[operator]
+        without = scorer(batch)[0]
+        fused.restore(model)
+        torch.testing.assert_close(without, scorer(batch)[0])
+    assert not torch.allclose(with_adapter, without)
