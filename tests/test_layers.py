@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "lifecycle": {"core", "models"} | ROOMS,
     "result": {"core", "lifecycle"},
     "web": {"core", "lifecycle", "result"},
-    "api": {"core", "models", "lifecycle", "result", "web", "data", "evaluate"},
+    "api": {"core", "models", "lifecycle", "result", "web", "data", "plan", "evaluate"},
     "terminal": {"core", "api", "result"},
     "cli": {"core", "api", "terminal"},
     "__main__": {"cli"},

@@ -15,14 +15,15 @@ from typing import Any
 from tunesmith import lifecycle as story
 from tunesmith import result
 from tunesmith.core import config, hardware, store
-from tunesmith.core.config import Project
 from tunesmith.core.console import say
 from tunesmith.core.errors import ConfigError, ResourceError
+from tunesmith.core.project import Project
 from tunesmith.core.step import State, Steps, Stopped, only_run
-from tunesmith.data import load, starter
+from tunesmith.data import load, starter, texts
 from tunesmith.evaluate import gates
 from tunesmith.models import base as bases
 from tunesmith.models import catalogue
+from tunesmith.plan import combine
 from tunesmith.result import Show
 from tunesmith.web import report
 
@@ -50,28 +51,36 @@ class Halted:
 
 @dataclass(frozen=True)
 class Check:
-    """What a run would start from, found without running: the base model and the first records of each source."""
+    """What a run would start from, found without running: the base model, and how each source and text begins."""
 
     project: Project
     base: bases.Base
     sources: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
 
 
 def run(
-    project: Where = ".", *, set: Sequence[str] = (), until: str | None = None, force: str | None = None
+    project: Where = ".",
+    *,
+    set: Sequence[str] = (),
+    until: str | None = None,
+    force: str | None = None,
+    fresh: bool = False,
 ) -> Show | Halted:
     """Runs what has to be run, and returns the finished run, or where `until` stopped it.
 
-    `set` holds `a.b.c=value` overrides; `until` and `force` name a step.
+    `set` holds `a.b.c=value` overrides; `until` and `force` name a step; `fresh` starts an unfinished training over.
+    The first Ctrl-C or SIGTERM during training saves it and raises `core.interrupt.Interrupted`.
     """
-    _require_step(until, force)
     file = project_file(project)
     settings = config.load_project(file, _overrides(set))
+    _require_step(settings, until, force)
     output = story.output_of(file)
     hardware.calm_threads()
     with only_run(output):
         base = bases.fetch(settings.model, file.resolve().parent)
-        steps = Steps(output, until=until if until != story.STEPS[-1] else None, force=force, say=say)
+        last = until if until != story.STEPS[-1] else None
+        steps = Steps(output, until=last, force=force, fresh=fresh, say=say)
         try:
             story.lifecycle(settings, base, steps)
         except Stopped:
@@ -96,8 +105,7 @@ def status(project: Where = ".", *, set: Sequence[str] = ()) -> list[StepStatus]
 
 def why(step: str, project: Where = ".", *, set: Sequence[str] = ()) -> list[str]:
     """Why a step would run now; when it is done, why it last ran."""
-    _require_step(step, None)
-    steps = _look(project, set)
+    steps = _look(project, set, step)
     artifact = steps.artifacts[step]
     if artifact.state == "to run":
         return steps.why(step)
@@ -111,8 +119,13 @@ def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
     settings = config.load_project(file, _overrides(set))
     base = bases.locate(settings.model, file.resolve().parent)
     gates.check(settings.evaluate.gates, settings.data.clean.answer, settings.data.clean.answer_schema)
+    combine.check(settings, base)
+    documents = settings.pretrain.texts if settings.pretrain else []
     return Check(
-        settings, base, [{"path": str(source.path), **load.preview(source)} for source in settings.data.sources]
+        settings,
+        base,
+        [{"path": str(source.path), **load.preview(source)} for source in settings.data.sources],
+        [{"path": str(path), **texts.preview(path)} for path in documents],
     )
 
 
@@ -168,10 +181,12 @@ class Chat:
         hardware.calm_threads()
         from tunesmith.models import chat as renderer
         from tunesmith.models import load as weights
+        from tunesmith.models import methods
 
         file = project_file(project)
         records = result.records(story.output_of(file))
-        tuned_from = records["train"]["summary"]["base"]
+        first = "pretrain" if "pretrain" in records else "train"
+        tuned_from = records[first]["summary"]["base"]
         found = bases.fetch(tuned_from["name"], file.resolve().parent)
         folder = found.folder
         assert folder is not None
@@ -184,12 +199,9 @@ class Chat:
                 "tunesmith run",
             )
         self.stops = renderer.stop_ids(self.tokenizer, folder)
-        self.model = weights.model(folder, "fp32")
-        if not base:
-            from tunesmith.models import adapters
-
-            adapter = result.folder(story.output_of(file), records["train"]) / "adapter"
-            self.model = adapters.merged(self.model, adapter)
+        tuned = result.folder(story.output_of(file), records["train"])
+        start = folder if first == "train" else result.folder(story.output_of(file), records[first]) / "model"
+        self.model = weights.model(folder, "fp32") if base else methods.load_tuned(start, tuned, "fp32")
         self.remembers = records["format"]["summary"]["turns"] > 1
         self.max_new_tokens = max_new_tokens
         self.system: str | None = records["load"]["config"]["system"]
@@ -224,20 +236,21 @@ def _overrides(set: Sequence[str]) -> list[str]:
     return [set] if isinstance(set, str) else list(set)
 
 
-def _look(project: Where, overrides: Sequence[str]) -> Steps:
+def _look(project: Where, overrides: Sequence[str], *names: str) -> Steps:
     file = project_file(project)
     settings = config.load_project(file, _overrides(overrides))
+    _require_step(settings, *names)
     steps = Steps(story.output_of(file), look=True)
     story.lifecycle(settings, bases.locate(settings.model, file.resolve().parent), steps)
     return steps
 
 
-def _require_step(*names: str | None) -> None:
+def _require_step(settings: Project, *names: str | None) -> None:
+    known = story.steps_of(settings)
     for name in names:
-        if name is not None and name not in story.STEPS:
-            raise ConfigError(
-                f"there is no step `{name}`", f"the steps are {', '.join(story.STEPS)}", "name one of them"
-            )
+        if name is not None and name not in known:
+            none = f"there is no step `{name}`" + (" without a `pretrain` section" if name in story.STEPS else "")
+            raise ConfigError(none, f"the steps are {', '.join(known)}", "name one of them")
 
 
 def _remember(output: Path, settings: Project, steps: Steps) -> bool:

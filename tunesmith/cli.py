@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
-import signal
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunesmith import api, terminal
+from tunesmith.core import interrupt
 from tunesmith.core.console import err, out
 from tunesmith.core.errors import UserError
+from tunesmith.core.interrupt import Interrupted
 
 app = typer.Typer(
     name="tunesmith",
@@ -30,7 +32,7 @@ app = typer.Typer(
 Begin with `tunesmith init YOUR_DATA.jsonl`, look at it with `tunesmith check`, then `tunesmith run`.
 
 Exit status of `run`: 0 PASS, 3 FAIL, 4 NOT ENOUGH DATA, 1 a mistake that the message explains, 2 a wrong command
-line.""",
+line, 130 stopped by Ctrl-C, 143 by SIGTERM.""",
 )
 
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, or the folder that holds tunesmith.yaml.")]
@@ -39,14 +41,6 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 HERE = Path()
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C. An exception of our own, because the command-line library turns KeyboardInterrupt into `Aborted`."""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupted
 
 
 @app.command()
@@ -70,6 +64,7 @@ def check(project: ProjectFile = HERE, set: Set = None, as_json: Json = False) -
                 "base": found.base.model_dump(mode="json"),
                 "fetched": found.base.folder is not None,
                 "sources": found.sources,
+                "texts": found.texts,
             }
         )
     else:
@@ -84,16 +79,21 @@ def run(
     force: Annotated[
         str | None, typer.Option(metavar="STEP", help="Run this step again although nothing changed.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start an unfinished training over instead of continuing it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run what has to be run, from the data to the measured and exported model.
 
     A finished step is not run again unless its settings, its inputs or its code changed; `tunesmith why STEP` tells
-    what did. Steps: load, clean, split, format, plan, train, base, tuned, verdict, export.
+    what did. A training that was stopped or killed goes on from its last checkpoint. Steps: load, clean, split, format,
+    plan, train, base, tuned, verdict, export; a project with a `pretrain` section has texts, pretrain-plan and pretrain
+    before train.
 
     Examples: `tunesmith run --until split`, `tunesmith run --set train.epochs=1 --set train.rank=8`.
     """
-    found = api.run(project, set=set or (), until=until, force=force)
+    found = api.run(project, set=set or (), until=until, force=force, fresh=fresh)
     if isinstance(found, api.Halted):
         err.print(f"stopped after {found.step}, as asked")
         if as_json:
@@ -108,7 +108,11 @@ def run(
 @app.command()
 def why(
     step: Annotated[
-        str, typer.Argument(help="load, clean, split, format, plan, train, base, tuned, verdict or export.")
+        str,
+        typer.Argument(
+            help="load, clean, split, format, plan, train, base, tuned, verdict or export; with a `pretrain` section "
+            "also texts, pretrain-plan or pretrain."
+        ),
     ],
     project: ProjectFile = HERE,
     set: Set = None,
@@ -160,7 +164,7 @@ def chat(
                 out.file.write(piece)
                 out.file.flush()
             out.print()
-    except _Interrupted:
+    except Interrupted:
         out.print()
         raise typer.Exit(130) from None
 
@@ -198,11 +202,11 @@ def _print_json(value: object) -> None:
 
 
 def main() -> None:
-    """Entry point: a UserError becomes three lines on stderr and status 1; Ctrl-C becomes 130."""
+    """Entry point: a UserError becomes three lines on stderr and status 1; Ctrl-C becomes 130, SIGTERM 143."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no dash gets a question mark, not a traceback
-    signal.signal(signal.SIGINT, _interrupt)
+    interrupt.install()
     try:
         app()
     except UserError as error:
@@ -215,6 +219,13 @@ def main() -> None:
         err.print(f"[bold red]error:[/] a file cannot be written or read{escape(where)}\n  why:  {error.strerror}")
         err.print("  next: free some space or mend the permissions, then run the same command again")
         sys.exit(1)
-    except _Interrupted:
-        err.print("\nstopped; finished steps are kept, the unfinished one will run again")
-        sys.exit(130)
+    except Interrupted as stop:
+        err.print(f"\nstopped{escape(_how_to_go_on(stop.saved))}")
+        sys.exit(stop.exit_status)
+
+
+def _how_to_go_on(saved: str) -> str:
+    if not saved:
+        return "; finished steps are kept, the unfinished one will run again, from its last checkpoint if it has one"
+    again = shlex.join(["tunesmith", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+    return f"; {saved}\n  next: `{again}` goes on from there"

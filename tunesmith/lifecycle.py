@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.core.config import Project
+from tunesmith.core.project import Pretrain, Project
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import format, load, pipeline, split
+from tunesmith.data import format, load, pipeline, split, texts
 from tunesmith.evaluate import gates, predict
 from tunesmith.export import export
 from tunesmith.models.base import Base
-from tunesmith.plan import planner
+from tunesmith.plan import combine, planner
 from tunesmith.train import run as training
+from tunesmith.train import stage
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Lifecycle:
     splits: Artifact
     dataset: Artifact
     plan: Artifact
+    start: Base | Artifact
     tuned: Artifact
     before: Artifact
     after: Artifact
@@ -40,21 +42,39 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     """Each line is one resumable step; its arguments are its only inputs."""
     data, scoring, answers = p.data, p.evaluate, (p.data.clean.answer, p.data.clean.answer_schema)
     gates.check(scoring.gates, *answers)
+    combine.check(p, base)
     raw      = step("load", load.run, data.sources, data.system, data.max_quarantined)  # any format in, rows out
     clean    = step("clean", pipeline.run, data.clean, raw)  # repair, personal data, duplicates; before the split
     splits   = step("split", split.run, data.split, clean)   # one prompt, one side; test is frozen here
     dataset  = step("format", format.run, data.format, base, splits)  # template, loss mask, ledger, stop proof
     plan     = step("plan", planner.run, p.train, base, dataset)      # every value is a Decision(value, reason)
-    tuned    = step("train", training.run, plan, base, dataset)       # packed rows, LoRA, the best checkpoint
+    start    = pretrained(p.pretrain, data.max_quarantined, base, step) if p.pretrain else base  # raw text, if any
+    tuned    = step("train", training.run, plan, start, dataset)      # packed rows, the method, the best checkpoint
     before   = step("base", predict.run, scoring.generation, base, None, dataset)
-    after    = step("tuned", predict.run, scoring.generation, base, tuned, dataset)
+    after    = step("tuned", predict.run, scoring.generation, start, tuned, dataset)
     verdict  = step("verdict", gates.run, scoring.gates, *answers, before, after)  # PASS, FAIL or NOT ENOUGH DATA
-    exported = step("export", export.run, p.export, p.name, base, tuned, plan, dataset, verdict)
-    return Lifecycle(raw, clean, splits, dataset, plan, tuned, before, after, verdict, exported)
+    exported = step("export", export.run, p.export, p.name, start, tuned, plan, dataset, verdict)
+    return Lifecycle(raw, clean, splits, dataset, plan, start, tuned, before, after, verdict, exported)
+
+
+def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> Artifact:
+    """The stage before the rows, continued pretraining: its result is a whole model, on which the rows are learnt."""
+    blocks   = step("texts", texts.run, p.texts, p.block_tokens, max_quarantined, base)  # documents, each token once
+    plan     = step("pretrain-plan", planner.run, p.train, base, blocks)
+    return step("pretrain", stage.run, plan, base, blocks)  # the same loop; then merged into one model
 # fmt: on
 
 
-STEPS = ("load", "clean", "split", "format", "plan", "train", "base", "tuned", "verdict", "export")
+STEPS = (
+    "load", "clean", "split", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base", "tuned",
+    "verdict", "export",
+)  # fmt: skip
+OF_PRETRAINING = ("texts", "pretrain-plan", "pretrain")
+
+
+def steps_of(p: Project) -> tuple[str, ...]:
+    """The names of a project's steps, in the order in which they run."""
+    return tuple(name for name in STEPS if p.pretrain or name not in OF_PRETRAINING)
 
 
 def output_of(project_file: Path) -> Path:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.core import store
 from tunesmith.core.errors import ResourceError
 from tunesmith.core.records import Outcome
-from tunesmith.lifecycle import STEPS
+from tunesmith.lifecycle import OF_PRETRAINING, STEPS
 
 
 class _Part(BaseModel):
@@ -95,6 +95,23 @@ class Decision(_Part):
     reason: str
 
 
+class Pretraining(_Part):
+    """The stage before the rows: raw text, how its training went, and the plan of that."""
+
+    documents: int
+    """Documents that were learnt or held out."""
+    left_out: dict[str, int]
+    """Documents that were dropped, and records that could not be read, by reason."""
+    tokens: int
+    """Tokens of the documents that were learnt."""
+    held_out_tokens: int
+    """Tokens of the documents, or blocks of them, that chose the checkpoint."""
+    training: Training
+    merged_validation_loss: float | None
+    """Validation loss of the whole model that the stage left; null where nothing had to be merged into the weights."""
+    plan: dict[str, Decision]
+
+
 class StepRecord(_Part):
     """One step of the run. `because` says why it last ran."""
 
@@ -119,10 +136,13 @@ class Show(_Part):
     metrics: Metrics
     rows: RowLedger
     tokens: TokenLedger
+    pretraining: Pretraining | None
+    """Null where the project has no `pretrain` section."""
     training: Training
     plan: dict[str, Decision]
     artifacts: dict[str, str]
-    """Paths of what the run wrote: report, adapter, merged, predictions, metrics, dropped and quarantined rows."""
+    """Paths of what the run wrote: report, adapter, merged, predictions, metrics, dropped and quarantined rows; with a
+    stage of pretraining, its model and what it left out."""
     steps: list[StepRecord]
 
 
@@ -134,8 +154,9 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
             f"{output} holds no finished run", "`show`, `chat` and `export` work on a finished run", "tunesmith run"
         )
     identities = store.read_json(latest)["steps"]
+    steps = [name for name in STEPS if name in identities or name not in OF_PRETRAINING]
     missing = [
-        name for name in STEPS if not (output / "steps" / name / str(identities.get(name)) / "record.json").is_file()
+        name for name in steps if not (output / "steps" / name / str(identities.get(name)) / "record.json").is_file()
     ]
     if missing:
         raise ResourceError(
@@ -143,7 +164,7 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
             f"it was removed from {output / 'steps'}",
             "tunesmith run makes it again",
         )
-    return {name: store.read_json(output / "steps" / name / identities[name] / "record.json") for name in STEPS}
+    return {name: store.read_json(output / "steps" / name / identities[name] / "record.json") for name in steps}
 
 
 def folder(output: Path, record: dict[str, Any]) -> Path:
@@ -169,22 +190,8 @@ def last_run(output: Path) -> Show:
             tuned=verdict["metrics"]["tuned"],
             gain={name: _figure(gain) for name, gain in verdict["gains"].items()},
         ),
-        training=Training(
-            seconds=tuned["train_seconds"],
-            threads=tuned["threads"]["value"],
-            **{
-                key: tuned[key]
-                for key in (
-                    "tokens_per_second",
-                    "peak_memory_bytes",
-                    "steps",
-                    "best_step",
-                    "validation_loss",
-                    "stopped_early",
-                    "trainable_parameters",
-                )
-            },
-        ),
+        pretraining=_pretraining(found) if "pretrain" in found else None,
+        training=_training(tuned),
         plan=found["plan"]["summary"]["decisions"],
         artifacts=_artifacts(output, found),
         steps=[
@@ -197,6 +204,28 @@ def last_run(output: Path) -> Show:
             )
             for name, r in found.items()
         ],
+    )
+
+
+def _pretraining(found: dict[str, dict[str, Any]]) -> Pretraining:
+    stage, texts = found["pretrain"]["summary"], found["texts"]["summary"]
+    return Pretraining(
+        documents=texts["documents"],
+        left_out=texts["reasons"],
+        tokens=texts["train"]["tokens"],
+        held_out_tokens=texts["validation"]["tokens"],
+        training=_training(stage),
+        merged_validation_loss=stage["merged_validation_loss"],
+        plan=found["pretrain-plan"]["summary"]["decisions"],
+    )
+
+
+def _training(summary: dict[str, Any]) -> Training:
+    same = Training.model_fields.keys() - {"seconds", "threads"}
+    return Training(
+        seconds=summary["train_seconds"],
+        threads=summary["threads"]["value"],
+        **{key: summary[key] for key in same},
     )
 
 
@@ -249,4 +278,11 @@ def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]
         "dropped_in_splitting": folder(output, found["split"]) / "dropped.jsonl",
         "dropped_in_formatting": folder(output, found["format"]) / "dropped.jsonl",
     }
+    if "pretrain" in found:
+        paths |= {
+            "pretrained": folder(output, found["pretrain"]) / "model",
+            "pretraining_metrics": folder(output, found["pretrain"]) / "metrics.jsonl",
+            "dropped_documents": folder(output, found["texts"]) / "dropped.jsonl",
+            "quarantined_documents": folder(output, found["texts"]) / "quarantine.jsonl",
+        }
     return {name: str(path) for name, path in paths.items()}

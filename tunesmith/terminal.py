@@ -11,8 +11,9 @@ from rich.table import Table
 
 from tunesmith.api import Check
 from tunesmith.core.console import out
-from tunesmith.result import Figure, Show
+from tunesmith.result import Figure, Pretraining, Show
 
+_FORM = {"records": ", one a record", "lines": ", one a line", "file": ""}
 _COLOUR = {"PASS": "green", "FAIL": "red", "NOT ENOUGH DATA": "yellow"}
 
 
@@ -38,12 +39,14 @@ def show(found: Show, project: Path) -> None:
         f"+ {rows.test:,} test + {rows.dropped:,} dropped + {rows.quarantined:,} quarantined"
     )
     out.print(f"tokens   {tokens.train:,} in the training rows, {tokens.learnt_train:,} of them learnt")
+    if found.pretraining:
+        out.print(_pretraining(found.pretraining))
     out.print(
         f"training {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s, "
         f"{training.peak_memory_bytes / 1e9:.1f} GB at the peak, best step {training.best_step} of {training.steps}"
     )
     out.print(f"\nreport   {_near(found.artifacts['report'])}", markup=False)
-    out.print(f"model    {_near(found.artifacts.get('merged', found.artifacts['adapter']))}", markup=False)
+    out.print(f"model    {_near(found.artifacts.get('merged') or found.artifacts['adapter'])}", markup=False)
     out.print(f"chat     tunesmith chat {_near(str(project))}", markup=False)
 
 
@@ -58,6 +61,14 @@ def check(found: Check) -> None:
         )
         for reason, count in source["reasons"].items():
             out.print(f"         {count} cannot be read: {reason}", markup=False)
+    for text in found.texts:
+        count = f"{'' if text['whole_file'] else 'at least '}{text['documents']:,}"
+        noun = "document" if text["documents"] == 1 else "documents"
+        out.print(f"text     {text['path']}: {count} {noun}{_FORM[text['form']]}", markup=False)
+        for document in text["first"]:
+            out.print(f"         {document['line']}: {document['text']}", markup=False)
+        for reason, times in text["reasons"].items():
+            out.print(f"         {times} cannot be read: {reason}", markup=False)
     out.print("\nnext: tunesmith run")
 
 
@@ -71,6 +82,14 @@ def messages() -> Iterator[str]:
         if not line.strip():
             return
         yield line
+
+
+def _pretraining(stage: Pretraining) -> str:
+    loss, merged = stage.training.validation_loss, stage.merged_validation_loss
+    told = "" if loss is None else f", validation loss {loss:.3f}"
+    told += "" if merged is None else f", {merged:.3f} merged"
+    read = f"{stage.documents:,} documents, {stage.tokens:,} tokens learnt"
+    return f"texts    {read} in {stage.training.seconds:,.0f} s{told}"
 
 
 def _figure(figure: Figure, sign: bool = False) -> str:

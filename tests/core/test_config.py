@@ -10,8 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from tunesmith.core import config
-from tunesmith.core.config import Project, Section, load_project
+from tunesmith.core.config import load_project
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.project import Project, Section
 
 Write = Callable[..., Path]
 
@@ -39,6 +40,7 @@ def test_a_typo_in_any_key_is_named_with_the_nearest_key(project: Write, at: str
         typo = key[:2] + key[3:] if len(key) > 3 else key + "x"
         dotted = f"{at}.{typo}".strip(".").replace("sources.", "sources.0.").replace("gates.", "gates.0.")
         extra = "evaluate: {gates: [{metric: perplexity}]}\n" if "gates" in at else ""
+        extra += "pretrain: {texts: [data.jsonl]}\n" if "pretrain" in at else ""
         with pytest.raises(ConfigError) as error:
             load_project(project(extra), [f"{dotted}=1"])
         assert typo in error.value.what
@@ -88,6 +90,13 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, words: str) -> No
     assert words in error.value.what
     assert error.value.why
     assert error.value.next
+
+
+def test_a_typo_in_a_required_key_is_told_before_the_missing_key(project: Write) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_project(project("pretrain: {txts: [data.jsonl]}\n"))
+    assert "pretrain.txts" in error.value.what
+    assert "did you mean `texts`?; also wrong: pretrain.texts" in error.value.why
 
 
 def test_a_missing_file_names_init(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core import schemas
-from tunesmith.core.config import Gate
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.project import Gate
 from tunesmith.core.records import Kept, Row
 from tunesmith.data import answers
 from tunesmith.evaluate import gates

@@ -18,8 +18,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tunesmith.core import store
-from tunesmith.core.config import Train
 from tunesmith.core.errors import ResourceError, UserError
+from tunesmith.core.project import Train
 from tunesmith.core.step import Artifact, Steps, Stopped, last_record, only_run
 
 VERSION = 1
@@ -316,3 +316,103 @@ def test_half_a_result_does_not_stay_on_a_disk_that_is_too_small(tiny_disk: Path
     assert error.value.what == f"not enough disk space in {tiny_disk / 'steps' / 'large'}"
     assert "the other half needs 10 MB" in error.value.why
     assert not list(tiny_disk.rglob("half"))
+
+
+def saves(numbers: Artifact, factor: int, out: Path, kept: Path) -> dict[str, Any]:
+    """Works through four parts, and keeps what it has done. Where there is a file `break` it breaks off after two."""
+    done = [int(path.name) for path in kept.glob("[0-9]*")]
+    for part in range(max(done, default=0) + 1, 5):
+        (kept / str(part)).mkdir()
+        store.write_json(kept / str(part) / "state.json", {"step": part, "of": 4})
+        if part == 2 and (kept.parent.parent / "break").is_file():
+            raise RuntimeError("killed")
+    return {"done_before": len(done)}
+
+
+def saved_story(steps: Steps, seed: int = 1, factor: int = 2) -> Artifact:
+    return steps("saves", saves, steps("numbers", numbers, Train(seed=seed)), factor)
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Path:
+    """The folder of checkpoints of a step that broke off after two parts of four."""
+    (tmp_path / "break").touch()
+    with pytest.raises(RuntimeError):
+        saved_story(Steps(tmp_path))
+    (tmp_path / "break").unlink()
+    return tmp_path / "unfinished/saves"
+
+
+def test_a_step_goes_on_from_what_it_kept_and_the_folder_goes_when_it_is_done(tmp_path: Path, unfinished: Path) -> None:
+    assert sorted(os.listdir(unfinished)) == ["1", "2", "step.json"]
+    look = Steps(tmp_path, look=True)
+    assert saved_story(look).state == "to run"
+    assert look.why("saves") == ["unfinished, at step 2 of 4"]
+    told: list[str] = []
+    assert saved_story(Steps(tmp_path, say=told.append)).summary == {"done_before": 2}
+    assert told[-1].split(maxsplit=1) == ["saves", "unfinished, at step 2 of 4"]
+    assert not unfinished.exists()
+    assert saved_story(Steps(tmp_path)).state == "done"
+
+
+def test_what_was_kept_does_not_count_for_the_identity(tmp_path: Path, unfinished: Path) -> None:
+    identity = saved_story(Steps(tmp_path)).identity
+    assert saved_story(Steps(tmp_path, force="saves")).summary == {"done_before": 0}
+    assert saved_story(Steps(tmp_path)).identity == identity
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"factor": 3}, "factor: 2 -> 3"), ({"seed": 9}, "train.seed: 1 -> 9 (via numbers)")], ids=str)  # fmt: skip
+def test_other_settings_do_not_throw_unfinished_work_away(
+    tmp_path: Path, unfinished: Path, change: dict[str, int], told: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        saved_story(Steps(tmp_path), **change)
+    assert error.value.what == "step saves stands unfinished at step 2 of 4, with other settings"
+    assert error.value.why.startswith(f"{told}: ")
+    assert "set it back" in error.value.next
+    assert "tunesmith run --fresh" in error.value.next
+    look = Steps(tmp_path, look=True)
+    saved_story(look, **change)
+    assert look.why("saves")[0] == "unfinished at step 2 of 4, with other settings"
+    assert saved_story(Steps(tmp_path)).summary == {"done_before": 2}
+
+
+def test_an_input_that_was_made_again_is_another_input(tmp_path: Path, unfinished: Path) -> None:
+    """The plan of a machine with less memory has the same identity and other values."""
+    with pytest.raises(UserError) as error:
+        saved_story(Steps(tmp_path, force="numbers"))
+    assert error.value.why.startswith("numbers was made again: ")
+
+
+def test_fresh_starts_over(tmp_path: Path, unfinished: Path) -> None:
+    assert saved_story(Steps(tmp_path, fresh=True), factor=3).summary == {"done_before": 0}
+    assert not unfinished.exists()
+
+
+def test_fresh_starts_the_same_settings_over_too(tmp_path: Path, unfinished: Path) -> None:
+    assert saved_story(Steps(tmp_path, fresh=True)).summary == {"done_before": 0}
+
+
+def test_without_a_checkpoint_nothing_is_lost_and_nothing_refused(tmp_path: Path, unfinished: Path) -> None:
+    for part in ("1", "2"):
+        shutil.rmtree(unfinished / part)
+    (unfinished / ".3").mkdir()  # half written
+    (unfinished / "log").write_text("x")
+    assert saved_story(Steps(tmp_path), factor=3).summary == {"done_before": 0}
+
+
+def test_what_a_finished_step_left_is_not_worth_a_refusal(tmp_path: Path, unfinished: Path) -> None:
+    """It was killed after its result was published, and before its checkpoints were removed."""
+    left = tmp_path / "left"
+    shutil.copytree(unfinished, left)
+    saved_story(Steps(tmp_path))
+    shutil.copytree(left, unfinished)
+    assert saved_story(Steps(tmp_path), factor=3).summary == {"done_before": 0}
+
+
+def test_a_damaged_checkpoint_is_told_as_one(tmp_path: Path, unfinished: Path) -> None:
+    (unfinished / "2/state.json").write_text("{")
+    look = Steps(tmp_path, look=True)
+    saved_story(look)
+    assert look.why("saves") == ["unfinished, at a checkpoint that is damaged"]

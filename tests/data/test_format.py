@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.config import Format
 from tunesmith.core.errors import ConfigError, DataError, ModelError
+from tunesmith.core.project import Format
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core import store
-from tunesmith.core.config import Split
 from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.project import Split
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import split

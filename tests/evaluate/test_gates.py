@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.config import Gate
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.project import Gate
 from tunesmith.core.step import Artifact
 from tunesmith.evaluate import gates
 from tunesmith.evaluate.stats import mcnemar

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.config import Generation
+from tunesmith.core.project import Generation
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.evaluate import predict
 from tunesmith.models.base import Base
@@ -70,3 +70,29 @@ def test_answers_of_the_base_are_kept_by_content(tmp_path: Path, tiny: Base, dat
     other, _ = answers(tmp_path / "c", tiny, dataset, max_new_tokens=5)
     assert (first["reused"], again["reused"], other["reused"]) == (0, len(rows), 0)
     assert rows == same
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prompt", "prefix", "ia3", "bottleneck"])
+def test_a_tuned_model_is_scored_by_every_method(tmp_path: Path, tiny: Base, dataset: Artifact, method: str) -> None:
+    """In fp32 neither answers nor likelihoods depend on the batch, and both are those of the tuned model."""
+    import torch
+
+    from tunesmith.models import load, methods
+
+    assert tiny.folder is not None
+    sizes = {"rank": 4, "alpha": 8} if method == "lora" else {"virtual_tokens": 4, "width": 4}
+    model = methods.attach(load.model(tiny.folder, "fp32"), methods.of({"method": method, **sizes}), 0)
+    make = torch.Generator().manual_seed(0)
+    state = {n: p + 20 * torch.randn(p.shape, generator=make) for n, p in model.named_parameters() if p.requires_grad}
+    methods.save(model, state, None, tmp_path)
+    tuned = Artifact("train", method, tmp_path, "done")
+    found = [
+        list(store.read_jsonl(made / "predictions.jsonl"))
+        for size in (6, 1)
+        for generation in [Generation(max_new_tokens=6, batch_size=size)]
+        for made in [Steps(tmp_path / str(size))("tuned", predict.run, generation, tiny, tuned, dataset)]
+    ]
+    _, base = answers(tmp_path, tiny, dataset, max_new_tokens=6)
+    assert [row["answer"] for row in found[0]] == [row["answer"] for row in found[1]]
+    assert [row["nll"] for row in found[0]] == pytest.approx([row["nll"] for row in found[1]], rel=2e-6)
+    assert [row["nll"] for row in found[0]] != pytest.approx([row["nll"] for row in base], rel=2e-5)

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from tunesmith.core.step import Artifact
 from tunesmith.kernels.apply import choose
-from tunesmith.models import adapters, load, packed
+from tunesmith.models import load, methods, packed
 from tunesmith.models.base import Base
 from tunesmith.train import loop
 from tunesmith.train.objectives import sft
@@ -21,7 +21,7 @@ KERNELS = choose(torch.float32, torch.device("cpu"))
 def tuned(base: Base) -> PeftModel:
     """The base with a LoRA whose B is not zero, so that every gradient flows."""
     assert base.folder is not None
-    model = adapters.add_lora(load.model(base.folder, "fp32", packed=True), rank=4, alpha=8, seed=1)
+    model = methods.attach(load.model(base.folder, "fp32", packed=True), methods.Method("lora", rank=4, alpha=8), 1)
     make = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -38,9 +38,7 @@ def loss_and_gradients(
     model: PeftModel, tokens: packed.Tokens, micro_batch_tokens: int
 ) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    result = loop.step(
-        packed.Scorer(model, KERNELS), sft.loss, tokens, ROWS, micro_batch_tokens, torch.Tensor.backward
-    )
+    result = loop.step(packed.Scorer(model, KERNELS), sft.loss, tokens, ROWS, micro_batch_tokens, torch.Tensor.backward)
     return result.loss, {name: p.grad / result.normaliser for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -67,7 +65,7 @@ def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftMod
         with torch.no_grad():
             total += float(plain(input_ids=ids.long(), labels=labels).loss) * labelled
         count += labelled
-    fresh = adapters.add_lora(load.model(base.folder, "fp32", packed=True), rank=4, alpha=8, seed=1)
+    fresh = methods.attach(load.model(base.folder, "fp32", packed=True), methods.Method("lora", rank=4, alpha=8), 1)
     loss, _ = loss_and_gradients(fresh, tokens, 100_000)
     assert loss == pytest.approx(total / count, rel=1e-5)
 

@@ -93,6 +93,7 @@ def test_the_shape_is_read_by_the_usual_names(tmp_path: Path) -> None:
     weights(folder / "consolidated.safetensors", 3, 5)
     assert base.facts(folder) == {
         "parameters": 15,
+        "linear_parameters": 15,
         "context": 64,
         "layers": 2,
         "hidden": 8,
@@ -101,6 +102,11 @@ def test_the_shape_is_read_by_the_usual_names(tmp_path: Path) -> None:
         "heads": 2,
         "architecture": None,
     }
+
+
+def test_embedding_and_head_are_no_linear_layers(tmp_path: Path) -> None:
+    found = base.facts(model_folder(tmp_path, {**SHAPE, "vocab_size": 3}))
+    assert (found["parameters"], found["linear_parameters"]) == (15, 0)
 
 
 def test_the_shape_is_read_by_the_names_of_gpt2(tmp_path: Path) -> None:

@@ -1,43 +1,84 @@
-"""The loop: it learns, every setting changes what happens, small updates survive bf16, divergence is explained."""
+"""The loop: it learns, every setting changes what happens, small updates survive bf16, a run that is stopped goes on to
+the same weights, and what goes wrong is explained."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tunesmith.core.errors import UserError
-from tunesmith.core.step import Artifact
-from tunesmith.kernels.apply import choose
-from tunesmith.models import adapters, load
+from tunesmith.core import store
+from tunesmith.core.errors import ModelError
+from tunesmith.core.interrupt import Interrupted
+from tunesmith.core.project import Format
+from tunesmith.core.records import Row
+from tunesmith.core.step import Artifact, Steps
+from tunesmith.data import format
+from tunesmith.models import load, methods
 from tunesmith.models.base import Base
-from tunesmith.models.packed import Scorer, Tokens
-from tunesmith.train import loop
+from tunesmith.models.packed import Scorer, Tokens, fast
+from tunesmith.train import checkpoint, loop, watch
 from tunesmith.train.objectives import sft
 
 SETTINGS = loop.Settings(
     learning_rate=1e-2, epochs=1.0, batch_tokens=1200, micro_batch_tokens=1200, evaluations=1, patience=None,
     warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0)  # fmt: skip
+LORA = methods.Method("lora", 4, 8.0)
 Log = list[dict[str, Any]]
 
 
-def trained(
-    tiny: Base, dataset: Artifact, settings: loop.Settings, precision: str = "fp32", rank: int = 4, alpha: float = 8
-) -> tuple[loop.Outcome, Log]:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """So small a model only waits for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scorer_of(tiny: Base, method: methods.Method, precision: str = "fp32") -> Scorer:
     assert tiny.folder is not None
-    model = adapters.add_lora(load.model(tiny.folder, precision, packed=True), rank, alpha, settings.seed)
+    model = methods.attach(load.model(tiny.folder, precision, packed=True), method, 0)
+    return fast(model)
+
+
+def trained(
+    tiny: Base,
+    dataset: Artifact,
+    settings: loop.Settings,
+    precision: str = "fp32",
+    method: methods.Method = LORA,
+    keeper: checkpoint.Keeper | None = None,
+    saved: checkpoint.State | None = None,
+) -> tuple[loop.Outcome, Log]:
     log: Log = []
-    kernels = choose(model.dtype, torch.device("cpu"))
     rows, validation = Tokens(dataset.folder, "train"), Tokens(dataset.folder, "validation")
-    outcome = loop.train(Scorer(model, kernels), sft.loss, rows, validation, settings, log.append)
+    scorer = scorer_of(tiny, method, precision)
+    outcome = loop.train(scorer, sft.loss, rows, validation, settings, log.append, keeper, saved)
     return outcome, log
 
 
 @pytest.fixture(scope="module")
 def plain(tiny: Base, dataset: Artifact) -> tuple[loop.Outcome, Log]:
     return trained(tiny, dataset, SETTINGS)
+
+
+def conversation(prompt: str, answer: str) -> Row:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return Row(messages, "rows.jsonl", 1, "messages")
+
+
+def tokenised(folder: Path, base: Base, **sides: list[Row]) -> Artifact:
+    """A dataset of these rows."""
+    for side, rows in sides.items():
+        store.write_rows(folder / f"{side}.jsonl", rows)
+    splits = Artifact("split", "of the test", folder, "done", {side: len(rows) for side, rows in sides.items()})
+    return Steps(folder)("format", format.run, Format(), base, splits)
 
 
 def losses(log: Log) -> list[float]:
@@ -75,7 +116,7 @@ def test_every_setting_changes_the_course(
 def test_rank_and_alpha_change_the_course(
     tiny: Base, dataset: Artifact, plain: tuple[loop.Outcome, Log], rank: int, alpha: float
 ) -> None:
-    _, log = trained(tiny, dataset, SETTINGS, rank=rank, alpha=alpha)
+    _, log = trained(tiny, dataset, SETTINGS, method=methods.Method("lora", rank, alpha))
     assert losses(log) != losses(plain[1])
 
 
@@ -122,11 +163,148 @@ def test_small_updates_survive_bf16(tiny: Base, dataset: Artifact) -> None:
     assert all((after - before).abs().max() < 1e-5 for after, before in moved)
 
 
+class AfterStep:
+    """Asks for an end after so many steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self) -> int | None:
+        self.steps -= 1
+        return signal.SIGINT if self.steps == 0 else None
+
+
+@pytest.mark.parametrize(("precision", "evaluations"), [("fp32", 1), ("bf16", 3), ("bf16", 0)])
+def test_a_run_that_goes_on_has_the_same_course(
+    tiny: Base, dataset: Artifact, tmp_path: Path, precision: str, evaluations: int
+) -> None:
+    settings = replace(SETTINGS, evaluations=evaluations)
+    whole, log = trained(tiny, dataset, settings, precision)
+    for steps in (1, 2):
+        saved = checkpoint.newest(tmp_path)
+        keeper = checkpoint.Keeper(tmp_path, 5, asked=AfterStep(steps))
+        with pytest.raises(Interrupted):
+            trained(tiny, dataset, settings, precision, keeper=keeper, saved=saved)
+    saved = checkpoint.newest(tmp_path)
+    assert saved is not None
+    assert saved.step == 3
+    outcome, rest = trained(tiny, dataset, settings, precision, saved=saved)
+    assert losses(rest) == losses(log)[3:]
+    assert all(torch.equal(outcome.best[name], tensor) for name, tensor in whole.best.items())
+    same = ("best_step", "best_validation_loss", "steps", "tokens", "learnt_tokens", "evaluations_without_gain")
+    assert [vars(outcome)[name] for name in same] == [vars(whole)[name] for name in same]
+    assert outcome.seconds > sum(entry["step_seconds"] for entry in rest if "loss" in entry)
+
+
+def test_a_checkpoint_carries_the_micro_batch_that_is_in_use(tiny: Base, dataset: Artifact) -> None:
+    run = loop.Run(scorer_of(tiny, LORA), SETTINGS, 9)
+    run.micro_batch_tokens = 77
+    again = loop.Run(scorer_of(tiny, LORA), SETTINGS, 9)
+    again.restore(run.state())
+    assert again.micro_batch_tokens == 77
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tiny: Base, dataset: Artifact) -> None:
+    saved = loop.Run(scorer_of(tiny, LORA), SETTINGS, 9).state()
+    with pytest.raises(ModelError, match="other parameters"):
+        loop.Run(scorer_of(tiny, methods.Method("ia3")), SETTINGS, 9).restore(saved)
+
+
+def test_a_checkpoint_of_a_run_that_draws_random_numbers_is_a_fault_of_ours(tiny: Base) -> None:
+    run = loop.Run(scorer_of(tiny, LORA), SETTINGS, 9)
+    torch.rand(1)
+    with pytest.raises(AssertionError, match="random numbers"):
+        run.state()
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny: Base) -> None:
+    run = loop.Run(scorer_of(tiny, LORA), SETTINGS, 9)
+    before = run.master.state()
+    for exact in run.master.exact:
+        exact.grad = torch.full_like(exact, torch.inf)
+    assert not run.master.update(run.optimizer, 0.1, 1.0, 1) < torch.inf
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.master.state().items())
+
+
 def test_a_loss_that_is_not_a_number_is_explained(tiny: Base, dataset: Artifact) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(watch.Fault) as error:
         trained(tiny, dataset, replace(SETTINGS, learning_rate=1e30))
+    assert error.value.kind == "not a number"
     assert "at step" in error.value.what
     assert "learning_rate" in error.value.next
+
+
+def test_warned_a_run_goes_on_and_says_it_once(
+    tiny: Base, dataset: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome, _ = trained(tiny, dataset, replace(SETTINGS, learning_rate=1e30, watch="warn"))
+    assert outcome.steps == outcome.planned_steps
+    assert set(outcome.warnings) == {"not a number"}
+    assert capsys.readouterr().err.count("not a number") == 1
+    assert outcome.best_step == 0
+
+
+def test_a_run_that_diverges_is_ended(tiny: Base, dataset: Artifact) -> None:
+    wild = replace(SETTINGS, learning_rate=100.0, epochs=4.0, batch_tokens=200, evaluations=0)
+    with pytest.raises(watch.Fault) as error:
+        trained(tiny, dataset, wild, method=methods.Method("full"))
+    assert error.value.kind == "divergence"
+    assert "after step 40" in error.value.what
+    assert "learning rate of 100" in error.value.why
+
+
+def test_a_loss_that_does_not_fall_ends_the_run(tiny: Base, dataset: Artifact) -> None:
+    slow = replace(SETTINGS, learning_rate=1e-12, epochs=5.0, batch_tokens=130, evaluations=0)
+    with pytest.raises(watch.Fault) as error:
+        trained(tiny, dataset, slow)
+    assert error.value.kind == "no fall"
+    assert "1e-12 is too low" in error.value.why
+    assert "set train.learning_rate to 0.0001" in error.value.next
+
+
+def test_a_model_that_comes_to_answer_with_nothing_is_noticed(tiny: Base, rows: list[Row], tmp_path: Path) -> None:
+    silent = [conversation(row.messages[1]["content"], "") for row in rows[:24]]
+    dataset = tokenised(tmp_path, tiny, train=silent, validation=rows[48:56], test=[])
+    ends = tuple(dataset.summary["stops"])
+    settings = replace(SETTINGS, epochs=3.0, batch_tokens=400, evaluations=3, end_tokens=ends)
+    with pytest.raises(watch.Fault) as error:
+        trained(tiny, dataset, settings, method=methods.Method("full"))
+    assert error.value.kind == "empty answers"
+    assert "100% of the validation rows" in error.value.what
+    assert "(0% before training)" in error.value.what
+
+
+@pytest.fixture(scope="module")
+def alien(tiny: Base, rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Six rows to train on, and validation rows of quite another kind: what is learnt by heart is of no use there."""
+    words = ("amber", "birch", "cedar", "delta", "ember", "flint")
+    other = [conversation(f"Say {word}", f"{word} {word[::-1]} {word}") for word in words]
+    return tokenised(tmp_path_factory.mktemp("alien"), tiny, train=rows[:6], validation=other, test=[])
+
+
+BY_HEART = replace(SETTINGS, learning_rate=6e-2, epochs=10.0, batch_tokens=150, evaluations=5)
+
+
+def test_overfitting_is_told_once_and_the_best_state_kept(
+    tiny: Base, alien: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome, log = trained(tiny, alien, BY_HEART, method=methods.Method("full"))
+    assert set(outcome.warnings) == {"overfitting"}
+    assert capsys.readouterr().err.count("learns its rows by heart") == 1
+    assert outcome.steps == outcome.planned_steps
+    assert outcome.best_step < outcome.steps
+    assert outcome.best_validation_loss == min(e["validation_loss"] for e in log if "validation_loss" in e)
+
+
+def test_with_patience_overfitting_ends_the_run_early(
+    tiny: Base, alien: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome, _ = trained(tiny, alien, replace(BY_HEART, patience=2), method=methods.Method("full"))
+    assert outcome.stopped_early
+    told = capsys.readouterr().err
+    assert f"stopped early after step {outcome.steps} of {outcome.planned_steps}" in told
+    assert "by heart" in told
+    assert f"the state of step {outcome.best_step} is kept" in told
 
 
 def test_schedule() -> None:

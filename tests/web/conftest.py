@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.config import Clean, Gate, Source, Split
+from tunesmith.core.project import Clean, Gate, Source, Split
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import load, pipeline, split

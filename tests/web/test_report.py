@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.config import Clean, Gate
+from tunesmith.core.project import Clean, Gate
 from tunesmith.core.records import Row
 from tunesmith.result import Figure, Show
 from tunesmith.web import report

@@ -36,17 +36,17 @@ class _Rich:
 
 
 class _Plain:
-    def __init__(self, label: str, total: float, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(self, label: str, total: float, unit: str, before: float) -> None:
+        self.label, self.total, self.unit, self.before = label, total, unit, before
         self.started = self.printed = time.monotonic()
-        self.done = 0.0
+        self.done = before
 
     def advance(self, amount: float, note: str = "") -> None:
         self.done += amount
         now = time.monotonic()
         if now - self.printed >= _PLAIN_SECONDS:
             self.printed = now
-            rate = self.done / (now - self.started)
+            rate = (self.done - self.before) / (now - self.started)
             left_seconds = (self.total - self.done) / max(rate, 1e-9)
             say(
                 f"{self.label}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.{0 if rate > 9 else 1}f}/s, "
@@ -55,10 +55,11 @@ class _Plain:
 
 
 @contextmanager
-def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
-    """A bar over `total` units with its rate and the time left; in a pipe, a line every fifteen seconds."""
+def progress(label: str, total: float, unit: str, before: float = 0.0) -> Iterator[Bar]:
+    """A bar over `total` units with its rate and the time left; in a pipe, a line every fifteen seconds. `before` units
+    were done by an earlier run, and count for neither."""
     if not err.is_terminal:
-        yield _Plain(label, total, unit)
+        yield _Plain(label, total, unit, before)
         return
     columns = (
         TextColumn("{task.description:<9}"),
@@ -70,4 +71,4 @@ def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=err, transient=True) as bars:
-        yield _Rich(bars, bars.add_task(label, total=total, note=""), unit)
+        yield _Rich(bars, bars.add_task(label, total=total, completed=int(before), note=""), unit)

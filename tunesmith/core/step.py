@@ -4,7 +4,7 @@ A step is `fn(*arguments, out_dir) -> summary`. Each argument is a part of the p
 earlier step, and nothing else reaches the function, so that the hash of its name, its version (`VERSION` in its
 module) and its arguments says all that its result can depend on. The work happens in a hidden folder; `record.json`
 is written last, and one rename publishes both. A step that was killed leaves a hidden folder, which the next run
-throws away.
+throws away; a function with a parameter `kept` also gets a folder that the next run finds again (core/unfinished.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tunesmith.core import store
+from tunesmith.core import store, unfinished
 from tunesmith.core.errors import ResourceError, UserError
 
 State = Literal["done", "ran", "to run"]
@@ -73,9 +73,11 @@ class Steps:
         look: bool = False,
         until: str | None = None,
         force: str | None = None,
+        fresh: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.output, self.look, self.until, self.force, self.say = output, look, until, force, say
+        self.output, self.look, self.until, self.force, self.fresh = output, look, until, force, fresh
+        self.say = say
         self.artifacts: dict[str, Artifact] = {}
         self.hashed: dict[str, dict[str, Any]] = {}
 
@@ -86,7 +88,7 @@ class Steps:
             "version": sys.modules[fn.__module__].__dict__["VERSION"],
             "arguments": dict(zip(inspect.signature(fn).parameters, map(_stable, arguments))),
         }
-        identity = hashlib.sha256(_dump(hashed).encode()).hexdigest()[:16]
+        identity = _identity(hashed)
         folder = self.output / "steps" / name / identity
         self.hashed[name] = hashed
         inputs = {key: a for key, a in zip(hashed["arguments"], arguments) if isinstance(a, Artifact)}
@@ -95,7 +97,7 @@ class Steps:
             artifact = Artifact(name, identity, folder, "done", record["summary"], record["made"])
             if not self.look:
                 os.utime(folder / "record.json")  # the newest record is the one that the project last used
-            self.say(f"{name:<9} unchanged")
+            self.say(f"{name:<13} unchanged")
         elif self.look:
             artifact = Artifact(name, identity, folder, "to run")
         else:
@@ -107,15 +109,16 @@ class Steps:
 
     def _run(self, name: str, fn: StepFunction, arguments: tuple[Any, ...], folder: Path) -> Artifact:
         hashed, made = self.hashed[name], secrets.token_hex(8)
+        kept = self._kept(name, fn)
         because = "forced" if self.force == name else self.why(name)
-        self.say(f"{name:<9} {'; '.join(because) if isinstance(because, list) else because}")
+        self.say(f"{name:<13} {'; '.join(because) if isinstance(because, list) else because}")
         work = folder.with_name(f".{folder.name}.unfinished")
         for left in folder.parent.glob(".*"):  # by a killed run; ours holds the project's lock
             shutil.rmtree(left, ignore_errors=True)
         started = time.time()
         try:
             work.mkdir(parents=True)
-            summary = fn(*arguments, work)
+            summary = fn(*arguments, work, **kept)
             if hashed["arguments"] != dict(zip(hashed["arguments"], map(_stable, arguments))):
                 raise ResourceError(
                     f"an input of step {name} changed while it was read",
@@ -131,6 +134,7 @@ class Steps:
             record = {**who, "hashed": hashed, "summary": summary, **read, **times, "versions": versions()}
             store.write_json(work / "record.json", record)
             _publish(work, folder)
+            unfinished.discard(unfinished.folder(self.output, name))
             shutil.rmtree(self.output / "failed" / name, ignore_errors=True)
         except ResourceError:
             shutil.rmtree(work, ignore_errors=True)  # half a model would only fill the disk further
@@ -150,7 +154,7 @@ class Steps:
                 "free some space, then run the same command again: finished steps are kept",
             ) from None
         if "headline" in summary:
-            self.say(f"{'':<9} {summary['headline']}")
+            self.say(f"{'':<13} {summary['headline']}")
         return Artifact(name, folder.name, folder, "ran", summary, made)
 
     def _keep_failed(self, name: str, work: Path) -> Path:
@@ -161,18 +165,56 @@ class Steps:
         os.replace(work, failed)
         return failed
 
+    def _kept(self, name: str, fn: StepFunction) -> dict[str, Path]:
+        """The folder that survives a kill, for a function that has a parameter `kept`. It is given to this execution,
+        unless it holds checkpoints of another one that has no result yet."""
+        if "kept" not in inspect.signature(fn).parameters:
+            return {}
+        kept = unfinished.folder(self.output, name)
+        owner, at = unfinished.owner(kept), unfinished.position(kept)
+        if self.fresh:
+            unfinished.discard(kept)
+        elif owner and at and owner != self._execution(name) and not self._has_result(owner["hashed"]):
+            raise UserError(
+                f"step {name} stands unfinished {at}, with other settings",
+                f"{'; '.join(self._changes(owner)) or 'its inputs changed'}: starting over would throw that work away",
+                "set it back to go on from there, or start the step over: tunesmith run --fresh",
+            )
+        unfinished.claim(kept, self._execution(name))
+        return {"kept": kept}
+
+    def _execution(self, name: str) -> dict[str, Any]:
+        """What names an execution before it has run: the step's hashed JSON, and the executions that it reads."""
+        return {
+            "hashed": self.hashed[name],
+            "inputs": {key: {"made": artifact.made} for key, artifact in self._inputs(name).items()},
+        }
+
+    def _has_result(self, hashed: dict[str, Any]) -> bool:
+        return (self.output / "steps" / str(hashed["step"]) / _identity(hashed) / "record.json").is_file()
+
     def why(self, name: str) -> list[str]:
-        """Why a step has to run: the fields in which it differs from the last finished one, traced to their origin."""
+        """Why a step has to run: where it was left unfinished, and the fields in which it differs from the last
+        finished one, traced to their origin."""
         before = last_record(self.output, name)
-        if before is None:
-            unfinished = list((self.output / "steps" / name).glob(".*.unfinished"))
-            return ["the last attempt did not finish"] if unfinished else ["no earlier result"]
+        changes = self._changes(before) if before else []
+        kept = unfinished.folder(self.output, name)
+        if at := unfinished.position(kept):
+            mine = unfinished.owner(kept) == self._execution(name)
+            return [f"unfinished, {at}" if mine else f"unfinished {at}, with other settings", *changes]
+        if before:
+            return changes or ["its result was removed"]
+        left = list((self.output / "steps" / name).glob(".*.unfinished"))
+        return ["the last attempt did not finish"] if left else ["no earlier result"]
+
+    def _changes(self, before: dict[str, Any]) -> list[str]:
+        """What differs from an earlier execution of a step: fields, else inputs that were made again."""
         remade = [
             f"{key} was made again"
-            for key, now in self._inputs(name).items()
+            for key, now in self._inputs(before["hashed"]["step"]).items()
             if before["inputs"].get(key, {}).get("made") != now.made
         ]
-        return self.differences(before["hashed"]) or remade or ["its result was removed"]
+        return list(dict.fromkeys(self.differences(before["hashed"]))) or remade
 
     def _inputs(self, name: str) -> dict[str, Artifact]:
         arguments = self.hashed[name]["arguments"]
@@ -197,6 +239,10 @@ class Steps:
         record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
         deeper = self.differences(store.read_json(record)["hashed"]) if record.is_file() else []
         return [d if "(via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
+
+
+def _identity(hashed: dict[str, Any]) -> str:
+    return hashlib.sha256(_dump(hashed).encode()).hexdigest()[:16]
 
 
 def _read(names: Iterable[str], arguments: tuple[Any, ...]) -> dict[str, Any]:

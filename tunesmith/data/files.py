@@ -31,6 +31,7 @@ _SUFFIXES: dict[str, Format] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".txt": "text",
+    ".md": "text",
 }
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from tunesmith.core import store
-from tunesmith.core.config import Source
 from tunesmith.core.console import Bar, progress
 from tunesmith.core.errors import DataError
+from tunesmith.core.project import Source
 from tunesmith.core.records import Quarantined, Row
 from tunesmith.data import files, shapes
 from tunesmith.data.convert import converter

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from tunesmith.core import store
-from tunesmith.core.config import Clean
 from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.project import Clean
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import answers, contradictions, dedup, pii

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core import store
-from tunesmith.core.config import Split
 from tunesmith.core.errors import ConfigError, DataError
+from tunesmith.core.project import Split
 from tunesmith.core.records import Dropped, Row
 from tunesmith.core.step import Artifact
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from tunesmith.core import schemas, store
-from tunesmith.core.config import Gate, Metric
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.project import Gate, Metric
 from tunesmith.core.records import EXIT_STATUS, GateResult, Interval, Outcome, worst
 from tunesmith.core.step import Artifact
 from tunesmith.evaluate import metrics, stats

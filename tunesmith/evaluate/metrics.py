@@ -30,8 +30,8 @@ from jsonschema.protocols import Validator
 from numpy.typing import NDArray
 from referencing.exceptions import Unresolvable
 
-from tunesmith.core.config import Metric
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.project import Metric
 from tunesmith.core.records import Message
 
 Answer = Literal["text", "json"]

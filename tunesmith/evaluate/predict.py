@@ -17,9 +17,10 @@ from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, versions
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from tunesmith.core.config import Generation
+    from tunesmith.core.project import Generation
     from tunesmith.models.base import Base
     from tunesmith.models.packed import Tokens
 
@@ -38,13 +39,18 @@ class _Exam:
     settings: dict[str, Any]
 
 
-def run(generation: Generation, base: Base, tuned: Artifact | None, dataset: Artifact, out: Path) -> dict[str, Any]:
+def run(
+    generation: Generation, base: Base | Artifact, tuned: Artifact | None, dataset: Artifact, out: Path
+) -> dict[str, Any]:
     """Writes `predictions.jsonl`: id, prompt, expected, answer, finish ("stop" or "length"), new_tokens (generated),
     nll (nats over the row's `tokens` learnt tokens, end tokens included; null where it overflows), source and line.
 
     Greedy decoding with the renderer of training. Answers of the base are kept for all runs and projects by the
     content of the prompt, so that they are generated once; those of a tuned model are as new as the model.
     """
+    from tunesmith.models import base as bases
+
+    base = bases.of(base)
     exam = _exam(generation, base, dataset)
     known = _Known(base, exam.settings) if tuned is None else None
     results = dict(known.found) if known else {}
@@ -96,16 +102,13 @@ def _sit(exam: _Exam, todo: list[int], base: Base, tuned: Artifact | None, batch
     """Answers and likelihoods of the rows `todo`, by key."""
     import torch
 
-    from tunesmith.models import adapters, attention, generate, load
+    from tunesmith.models import attention, generate, load, methods
 
     assert base.folder is not None
     torch.set_num_threads(hardware.threads().value)
     precision, stops = exam.settings["precision"], exam.settings["stops"]
-    model = load.model(base.folder, "fp32" if tuned else precision, packed=True)
-    if tuned:
-        model = adapters.merged(model, tuned / "adapter").to(load.DTYPES[precision])
+    model = methods.load_tuned(base.folder, tuned.folder, precision) if tuned else load.model(base.folder, precision)
     tokenizer = load.tokenizer(base.folder)
-    model.set_attn_implementation("sdpa")
     with progress("tuned" if tuned else "base", len(todo), "answers") as bar:
         made = generate.answers(
             model, [exam.prompts[i] for i in todo], stops, exam.settings["max_new_tokens"], batch_size, bar.advance
@@ -122,7 +125,7 @@ def _sit(exam: _Exam, todo: list[int], base: Base, tuned: Artifact | None, batch
     return {exam.keys[i]: {**a, **nll} for i, a, nll in zip(todo, answers, _nlls(model, exam.tokens, todo))}
 
 
-def _nlls(model: PreTrainedModel, tokens: Tokens, rows: list[int]) -> list[dict[str, Any]]:
+def _nlls(model: PreTrainedModel | PeftModel, tokens: Tokens, rows: list[int]) -> list[dict[str, Any]]:
     """Negative log-likelihood in nats of each row's learnt tokens, and their number."""
     from tunesmith.models import packed
 

@@ -89,7 +89,7 @@ def document_attention(
     past: Past = None,
 ) -> Tensor:
     """Attention of each document to itself and to what all begin with; heads in token order, T x (heads * D)."""
-    output: Tensor = _DocumentAttention.apply(q_TC, k_TC, v_TC, *(past or (None, None)), operations, documents, heads)
+    output: Tensor = _DocumentAttention.apply(q_TC, k_TC, v_TC, *(past or (None, None)), (operations, documents, heads))
     return output
 
 
@@ -102,17 +102,15 @@ class _DocumentAttention(torch.autograd.Function):
         v_TC: Tensor,
         past_k: Tensor | None,
         past_v: Tensor | None,
-        operations: Operations,
-        documents: Documents,
-        heads: Heads,
+        rest: tuple[Operations, Documents, Heads],
     ) -> Tensor:
+        operations, documents, heads = ctx.rest = rest
         lengths, D = documents.lengths, heads.D
         q = operations.to_documents(q_TC.contiguous(), lengths, D, None, heads.scale)
         k, v = (operations.to_documents(x.contiguous(), lengths, D, None, 1.0) for x in (k_TC, v_TC))
         past = None if past_k is None or past_v is None else (past_k, past_v)
         o, weights = forward(operations, q, k, v, documents, heads, past)
         ctx.save_for_backward(q, k, v, past_k, past_v, *weights)
-        ctx.rest = operations, documents, heads
         o_TC = torch.empty_like(q_TC, memory_format=torch.contiguous_format)
         operations.to_tokens(o, lengths, D, None, 1.0, o_TC)
         return o_TC
@@ -127,7 +125,7 @@ class _DocumentAttention(torch.autograd.Function):
         tokens = [grad.new_empty(sum(documents.lengths), n * heads.D) for n in (heads.H, heads.G, heads.G)]
         for part, out_TC, scale in zip(grads, tokens, (heads.scale, 1.0, 1.0)):
             operations.to_tokens(part, documents.lengths, heads.D, None, scale, out_TC)
-        return *tokens, *(past_grads or (None, None)), None, None, None
+        return *tokens, *(past_grads or (None, None)), None
 
 
 def forward(

@@ -195,7 +195,7 @@ def structured(flat: Any) -> Parameters:
 
 
 def _columns(out_NC: Tensor, linears: tuple[Linear, ...]) -> tuple[Tensor, ...]:
-    return out_NC.split([linear.weight.shape[0] for linear in linears], 1)
+    return tuple(out_NC.split([linear.weight.shape[0] for linear in linears], 1))
 
 
 def _ranks(low_NR: Tensor | None, linears: tuple[Linear, ...]) -> list[Tensor | None]:

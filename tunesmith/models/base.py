@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunesmith.core import store
 from tunesmith.core.console import say
 from tunesmith.core.errors import ModelError
+from tunesmith.core.step import Artifact
 from tunesmith.models import catalogue
 
 CONVERSION = 1  # raise when unpacking a GGUF file would give other weights
@@ -45,6 +46,11 @@ class Base(BaseModel):
     licence: str = "see the model's own card"
     folder: Path | None = Field(default=None, exclude=True)
     """Not part of what a step depends on: a moved cache changes nothing."""
+
+    @property
+    def hub(self) -> str | None:
+        """`org/name@commit` where the hub has these very weights."""
+        return self.identity if "@" in self.identity and "+" not in self.identity else None
 
 
 def locate(name: str, root: Path) -> Base:
@@ -90,12 +96,21 @@ def fetch(name: str, root: Path) -> Base:
     return _download(name, hub_id, revision or "main", found.licence, root)
 
 
+def of(start: Base | Artifact) -> Base:
+    """What a training starts from: a base that was found, or the whole model that an earlier stage of training left."""
+    if isinstance(start, Base):
+        return start
+    first = Base(**start.summary["base"])
+    return first.model_copy(update={"identity": f"{first.identity}+{start.identity}", "folder": start / "model"})
+
+
 def _kept(name: str, source: catalogue.Package) -> Path:
     return store.cache_dir() / "models" / f"{name}-{source.file_sha256[:12]}-{CONVERSION}"
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Parameters, context and shape of a model folder, read from its config and the headers of its weight files.
+    """Parameters, context and shape of a model folder, read from its config and the headers of its weight files;
+    `linear_parameters` are those of linear layers, without embedding and head.
 
     Raises ModelError for a config that does not tell the shape.
     """
@@ -105,14 +120,18 @@ def facts(folder: Path) -> dict[str, Any]:
     def either(key: str) -> Any:
         return text.get(key, text.get(_OTHER_NAMES[key]))
 
+    weights, vocabulary = tensors(folder), text.get("vocab_size")
     hidden = _whole_number(folder, "hidden_size", either("hidden_size"))
     intermediate = either("intermediate_size")
     return {
-        "parameters": _count_parameters(folder),
+        "parameters": sum(map(prod, weights.values())),
+        "linear_parameters": sum(
+            prod(shape) for shape in weights.values() if len(shape) == 2 and vocabulary != shape[0]
+        ),
         "context": either("max_position_embeddings"),
         "layers": _whole_number(folder, "num_hidden_layers", either("num_hidden_layers")),
         "hidden": hidden,
-        "vocabulary": text.get("vocab_size"),
+        "vocabulary": vocabulary,
         "intermediate": _whole_number(
             folder, "intermediate_size", 4 * hidden if intermediate is None else intermediate
         ),
@@ -131,16 +150,16 @@ def _whole_number(folder: Path, key: str, value: Any) -> int:
     return value
 
 
-def _count_parameters(folder: Path) -> int:
-    """From safetensors headers: eight bytes of length, then JSON with each tensor's shape."""
-    total = 0
+def tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each weight. safetensors headers are eight bytes of length, then JSON."""
+    found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         if path.name.startswith("consolidated"):  # the same weights again, in the layout of their makers
             continue
         with open(path, "rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        total += sum(prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-    return total
+        found |= {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    return found
 
 
 def _local(name: str, folder: Path) -> Base:

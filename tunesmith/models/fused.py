@@ -21,6 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from tunesmith.kernels.apply import Kernels
 from tunesmith.kernels.attention import Documents, Heads
 from tunesmith.kernels.layer import Linear, Parameters, Shape
+from tunesmith.models.bottleneck import Bottleneck
 
 _WINDOW: dict[type[nn.Module], Callable[[Any], int | None]] = {  # the layers that the function can serve
     LlamaDecoderLayer: lambda layer: None,
@@ -58,6 +59,8 @@ def restore(model: nn.Module) -> None:
 
 def _obstacle(layer: Any) -> str | None:
     """Why a layer of the family cannot be fused."""
+    if isinstance(layer.mlp, Bottleneck):
+        return "bottleneck adapters stand behind their feed-forward modules"
     if layer.mlp.config.hidden_act != "silu":
         return f"its feed-forward layer has {layer.mlp.config.hidden_act}"
     if layer.self_attn.config.attention_dropout:

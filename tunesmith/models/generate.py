@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from threading import Thread
+from typing import Any
 
 import torch
+from peft import PeftModel, PeftType
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+
+from tunesmith.models.load import quiet
 
 
 def settings(stops: list[int], max_new_tokens: int) -> GenerationConfig:
@@ -15,7 +20,7 @@ def settings(stops: list[int], max_new_tokens: int) -> GenerationConfig:
 
 @torch.inference_mode()
 def answers(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     prompts: list[list[int]],
     stops: list[int],
     max_new_tokens: int,
@@ -34,16 +39,36 @@ def answers(
         mask = torch.tensor(
             [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=model.device
         )
-        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
-        for i, new in zip(rows, made):
+        for i, new in zip(rows, _new_tokens(model, ids, mask, config).tolist()):
             end = next((n + 1 for n, token in enumerate(new) if token in stops), len(new))
             found[i] = new[:end]
         done(len(rows))
     return found
 
 
+def _new_tokens(model: PreTrainedModel | PeftModel, ids_BT: Tensor, mask_BT: Tensor, config: GenerationConfig) -> Any:
+    """What transformers' generate adds to a batch that is padded on the left.
+
+    PEFT would put the vectors of prompt tuning before the padding: their distance from the text, and with it the
+    answer, would change with the lengths of the row's neighbours. Here they go between padding and text.
+    """
+    if not (isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.PROMPT_TUNING):
+        with quiet():
+            made_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=config)
+        return made_BT[:, ids_BT.shape[1] :]
+    base, prompt_VD = model.get_base_model(), model.get_prompt(batch_size=1)[0]
+    text_BTD, padding = base.get_input_embeddings()(ids_BT), (mask_BT == 0).sum(1).tolist()
+    rows = [torch.cat((text_TD[:p], prompt_VD.to(text_TD), text_TD[p:])) for text_TD, p in zip(text_BTD, padding)]
+    mask_BS = torch.cat((mask_BT, mask_BT.new_ones(len(rows), len(prompt_VD))), 1)  # padding still comes first
+    return base.generate(inputs_embeds=torch.stack(rows), attention_mask=mask_BS, generation_config=config)
+
+
 def stream(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], stops: list[int], max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    stops: list[int],
+    max_new_tokens: int,
 ) -> Iterator[str]:
     """One answer, in pieces of text as they are made."""
     pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -58,7 +83,8 @@ def stream(
 
     def generate() -> None:
         try:
-            model.generate(**options)
+            with quiet():
+                model.generate(**options)
         except Exception as error:  # handed to the reader, who would otherwise wait for ever
             failed.append(error)
             pieces.end()

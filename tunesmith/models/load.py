@@ -7,11 +7,13 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,13 +30,18 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def model(folder: Path, precision: str, *, packed: bool = False) -> PreTrainedModel:
-    """The model of a folder. `packed` gives it attention per document, to be called with `documents=Documents(...)`."""
+def model(folder: Path, precision: str, *, packed: bool = False, quantise: str | None = None) -> PreTrainedModel:
+    """The model of a folder. `packed` gives it attention per document, to be called with `documents=Documents(...)`.
+    `quantise="nf4"` keeps its linear layers, but for the head, in 4 bits, and computes in `precision`."""
     attention.register()
+    options: dict[str, Any] = {"dtype": DTYPES[precision]}
+    if quantise:
+        options["quantization_config"] = _nf4(DTYPES[precision])
+        options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
     try:
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[precision], attn_implementation=attention.NAME if packed else "sdpa"
+                folder, attn_implementation=attention.NAME if packed else "sdpa", **options
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -42,9 +49,31 @@ def model(folder: Path, precision: str, *, packed: bool = False) -> PreTrainedMo
             str(error).strip().splitlines()[0],
             "check that the folder is whole, or choose another base (`tunesmith models`)",
         ) from None
-    if torch.cuda.is_available():
+    if quantise:
+        _keep_differentiable(loaded)
+    elif torch.cuda.is_available():
         loaded = loaded.cuda()
     return loaded.eval()
+
+
+def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:
+    """Dettmers et al. 2023, QLoRA: 4-bit NormalFloat in blocks of 64, their scales quantised a second time."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks a weight for good at its first pass without gradients, and what it
+    computes from then on passes no gradient to its input: after one validation, training would go silently wrong."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def unpack_gguf(gguf: Path, out: Path) -> None:
@@ -81,6 +110,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between transformers and peft, not for our users
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # of tied heads: we untie on purpose
             yield
     finally:
         transformers_logging.set_verbosity(level)

@@ -2,72 +2,185 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from tunesmith.core import hardware, store
+from tunesmith.core import hardware, interrupt, store, unfinished
 from tunesmith.core.console import Bar, progress, say
 from tunesmith.core.step import Artifact
+from tunesmith.models import base as bases
+from tunesmith.train import launch, resume, trackers, watch
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from tunesmith.models.base import Base
-    from tunesmith.train.loop import Outcome
+    from tunesmith.models.packed import Scorer, Tokens
+    from tunesmith.train.loop import Outcome, Settings
+    from tunesmith.train.processes import Processes
 
 VERSION = 1
 
 
-def run(plan: Artifact, base: Base, dataset: Artifact, out: Path) -> dict[str, Any]:
-    """Writes `adapter/` (PEFT's format, with the tokeniser) and `metrics.jsonl`, a line per step and evaluation."""
+def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
+    """Writes `adapter/` or, for full and freeze, `model/`, with the tokeniser, and `metrics.jsonl`, a line per step and
+    evaluation. Until it is done, log and checkpoints stand in `kept`, and a later call goes on from there."""
+    base = bases.of(base)
+    chosen = _chosen(plan)
+    trackers.require(chosen["trackers"])
+    if chosen["processes"] == 1:
+        return work(plan, base, dataset, out, kept)
+    artifacts = {name: {**asdict(a), "folder": str(a.folder)} for name, a in (("plan", plan), ("dataset", dataset))}
+    job = {**artifacts, "base": {**base.model_dump(), "folder": str(base.folder)}, "out": str(out), "kept": str(kept)}
+    summary: dict[str, Any] = launch.run(job, chosen["processes"])
+    return summary
+
+
+def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
+    """What `run` does, alone or beside other processes; the first one writes the result and returns the summary."""
     import torch
 
-    from tunesmith.kernels import apply
-    from tunesmith.models import adapters, load, packed
-    from tunesmith.train import loop
+    from tunesmith.models import load, methods, packed
+    from tunesmith.train import checkpoint, loop
     from tunesmith.train.objectives import sft
+    from tunesmith.train.processes import join
 
     assert base.folder is not None
-    chosen = {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
-    threads = hardware.threads()
+    chosen = _chosen(plan)
+    processes = join(chosen["sharding"])
+    with processes.first_before_others():  # it removes damaged checkpoints
+        saved = checkpoint.newest(kept)
+    threads = processes.agree(lambda: resume.threads(saved, processes.count))
     torch.set_num_threads(threads.value)
     measured = hardware.reset_peak_memory()
-    settings = loop.Settings(**{key: chosen[key] for key in loop.Settings.__dataclass_fields__})
+    settings = _settings(chosen, dataset)
     rows, validation = packed.Tokens(dataset.folder, "train"), packed.Tokens(dataset.folder, "validation")
-    model = load.model(base.folder, chosen["precision"], packed=True)
-    kernels = apply.choose(model.dtype, model.device)
-    for note in kernels.notes:
-        say(note)
-    packed.require_same_loss(packed.Scorer(model, kernels), rows)
-    store.require_space(out, 2 * _adapter_bytes(model, chosen["rank"]), "the adapter")
-    tuned = adapters.add_lora(model, chosen["rank"], chosen["alpha"], settings.seed)
-    say(f"  threads             {threads.value:>9}  {threads.reason}")
+    warnings = _warnings(rows, settings)
+    scorer = _scorer(base.folder, chosen, rows, fuse_layers=not processes.sharded)
+    whole_model = partial(_whole_model, scorer, base.folder, chosen, processes)
+    store.require_space(out, 2 * methods.bytes_on_disk(scorer.model), "the tuned model")
+    for note in (*processes.notes, *scorer.notes, f"threads             {threads.value:>9}  {threads.reason}"):
+        say(f"  {note}")
+    made_with = resume.made_with(threads.value, scorer.notes)
+    resume.announce(saved, made_with)
     with (
-        open(out / "metrics.jsonl", "wb") as file,
-        progress("train", settings.epochs * sum(rows.lengths), "tokens") as bar,
+        interrupt.deferred("finishing this step, then saving; once more stops at once") as asked,
+        resume.log_file(kept / processes.own("metrics.jsonl"), saved) as file,
+        trackers.start(chosen["trackers"] if processes.first else [], kept.name, chosen, out / "trackers") as track,
+        progress("train", settings.epochs * sum(rows.lengths), "tokens", resume.tokens(saved)) as bar,
     ):
-        scorer = packed.Scorer(tuned, kernels)
-        outcome = loop.train(scorer, sft.loss, rows, validation, settings, _logger(file, bar))
-    adapters.save(tuned, outcome.best, base.identity if "@" in base.identity else None, out / "adapter")
-    load.tokenizer(base.folder).save_pretrained(out / "adapter")
+        keeper = checkpoint.Keeper(
+            kept, chosen["checkpoint_minutes"], lambda: {"made_with": made_with, **resume.log_length(file)}, asked
+        )
+        log = _logger(file, bar, track)
+        try:
+            outcome = loop.train(scorer, sft.loss, rows, validation, settings, log, keeper, saved)
+        except watch.Fault as fault:
+            with processes.first_before_others():  # who ends first would end them all
+                if processes.first:
+                    left = _leave_what_is_good(kept, whole_model, base.hub, out)
+                    fault.next += f"; {left} in output/failed/{kept.name}"
+            raise
+    if not processes.first:
+        return {}
+    shutil.copyfile(kept / "metrics.jsonl", out / "metrics.jsonl")
+    folder = methods.save(whole_model(), outcome.best, base.hub, out)
+    load.tokenizer(base.folder).save_pretrained(folder)
     return {
         "base": base.model_dump(),
         **_facts(outcome),
         "peak_memory_bytes": hardware.peak_memory_bytes(),
         "peak_memory_of": "training" if measured else "the whole process",
+        "processes": processes.count,
         "threads": {"value": threads.value, "reason": threads.reason},
-        "kernels": list(kernels.notes),
+        "kernels": list(scorer.notes),
+        "warnings": [*warnings.values(), *outcome.warnings.values()],
     }
 
 
-def _logger(file: BinaryIO, bar: Bar) -> Callable[[dict[str, Any]], None]:
-    """Writes each entry to metrics.jsonl, and moves the bar."""
+def _chosen(plan: Artifact) -> dict[str, Any]:
+    """The values of the plan's decisions."""
+    return {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
+
+
+def _settings(chosen: dict[str, Any], dataset: Artifact) -> Settings:
+    from tunesmith.train.loop import Settings
+
+    read = {key: chosen[key] for key in Settings.__dataclass_fields__ if key in chosen}
+    return Settings(**read, end_tokens=tuple(dataset.summary.get("stops", ())))
+
+
+def _warnings(rows: Tokens, settings: Settings) -> dict[str, str]:
+    """What the rows themselves give cause to warn of, by its kind; raises watch.Fault where training is to stop."""
+    from tunesmith.train import answers, loop
+
+    warnings: dict[str, str] = {}
+    empty = int(answers.only_end(rows, list(settings.end_tokens)).sum())
+    loop.heed(watch.only_end_tokens(empty, len(rows)), settings.watch, warnings)
+    return warnings
+
+
+def _scorer(base: Path, chosen: dict[str, Any], rows: Tokens, *, fuse_layers: bool) -> Scorer:
+    """The base with the plan's method in it, proven to give transformers' own loss before the method was put in."""
+    from tunesmith.models import load, methods, packed
+
+    method = methods.of(chosen)
+    model = load.model(base, chosen["precision"], packed=True, quantise=method.quantise)
+    packed.require_same_loss(packed.fast(model, fuse_layers=fuse_layers), rows)
+    return packed.fast(methods.attach(model, method, chosen["seed"]), fuse_layers=fuse_layers)
+
+
+def _whole_model(
+    scorer: Scorer, base: Path, chosen: dict[str, Any], processes: Processes
+) -> PreTrainedModel | PeftModel:
+    """The model that the trained tensors are put into to be saved: the one that trained, or, where that is divided
+    among processes, a new one like it."""
+    from tunesmith.models import load, methods
+
+    if not processes.sharded:
+        return scorer.model
+    method = methods.of(chosen)
+    model = load.model(base, chosen["precision"], packed=True, quantise=method.quantise)
+    return methods.attach(model, method, chosen["seed"])
+
+
+def _leave_what_is_good(
+    kept: Path, whole_model: Callable[[], PreTrainedModel | PeftModel], hub_id: str | None, out: Path
+) -> str:
+    """Leaves the log of a run that went wrong, and the best state of its newest checkpoint, and says so. No checkpoint
+    stays: going on from it would repeat the fault, and it must not stand in the way of other settings."""
+    from tunesmith.models import methods
+    from tunesmith.train import checkpoint, loop
+
+    shutil.copyfile(kept / "metrics.jsonl", out / "metrics.jsonl")
+    found = checkpoint.newest(kept)
+    unfinished.discard(kept)
+    if found is None or not found.values["outcome"]["best_step"]:
+        return "its log is"
+    outcome = loop.outcome_of(found)
+    folder = methods.save(whole_model(), outcome.best, hub_id, out)
+    return f"its log and its best state, of step {outcome.best_step:,}, are (metrics.jsonl, {folder.name}/)"
+
+
+def _logger(file: BinaryIO, bar: Bar, track: trackers.Track) -> Callable[[dict[str, Any]], None]:
+    """Writes each entry to metrics.jsonl, tells the trackers and moves the bar. Trackers begin with what an earlier run
+    has logged."""
     last: dict[str, Any] = {}
+    for entry in store.read_jsonl(Path(file.name)):
+        track(entry)
+        last.update(entry)
 
     def log(entry: dict[str, Any]) -> None:
         file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
         file.flush()
+        track(entry)
         last.update(entry)
         if "loss" in entry:
             losses = f"loss {entry['loss']:.3f}"
@@ -92,14 +205,6 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "tokens": outcome.tokens,
         "learnt_tokens": outcome.learnt_tokens,
         "tokens_per_second": round(outcome.tokens_per_second, 1),
-        "train_seconds": round(sum(outcome.step_seconds), 2),
+        "train_seconds": round(outcome.seconds, 2),
         "trainable_parameters": sum(tensor.numel() for tensor in outcome.best.values()),
     }
-
-
-def _adapter_bytes(model: Any, rank: int) -> int:
-    """fp32 bytes of a LoRA of this rank on all linear layers of the model."""
-    import torch
-
-    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    return 4 * rank * sum(int(m.in_features + m.out_features) for m in linears)

@@ -27,6 +27,7 @@ SECTIONS = {
     "data": "Data",
     "tokens": "What is learnt",
     "plan": "Plan",
+    "pretraining": "Pretraining",  # where the project has such a stage
     "training": "Training",
     "run": "The run",
 }  # templates/section_*.html
@@ -53,7 +54,7 @@ def render(output: Path, found: Show) -> str:
         .get_template("report.html")
         .render(
             found=found,
-            sections=SECTIONS,
+            sections={id: name for id, name in SECTIONS.items() if found.pretraining or id != "pretraining"},
             summaries=summaries,
             charts=charts,
             lead=_lead(found),
@@ -71,6 +72,7 @@ def render(output: Path, found: Show) -> str:
                 data / "samples.json", data / "train.jsonl", summaries["format"]["proof"]["end_tokens"]
             ),
             curves=_curves(folders["train"] / "metrics.jsonl"),
+            stage_curves=_curves(folders["pretrain"] / "metrics.jsonl") if found.pretraining else {},
             versions=_versions(records),
             artifacts={name: _near(path, output) for name, path in found.artifacts.items() if name != "report"},
         )
@@ -225,8 +227,10 @@ def _p_value(value: float | None) -> str:
 
 def _plain(value: Any) -> str:
     """A value of the plan."""
-    if value is None:
+    if value is None or value == []:
         return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if isinstance(value, bool | str):
         return str(value)
     return f"{value:g}" if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,170 @@
+"""Trains SmolLM2-135M with tunesmith and with TRL on the same rows, in the same order, from the same adapter.
+
+    bench/train.py             five pairs and the ladder: speed, memory, loss, share of the roofline
+    bench/train.py --quick     the ratios alone, from two pairs
+    bench/train.py --full      the same for training all weights
+    bench/train.py --search    looks for TRL's best configuration, which the others then use
+    bench/train.py --curve     the losses of 100 steps beside TRL's own noise
+
+Each prints a table and, as its last line, JSON; figures and raw runs go to bench/results. Run it alone on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from training import compare, curve, ladder, report, search
+from training.report import RESULTS
+from training.rival import Rival
+from training.runs import RunFailed
+from training.workload import Workload, circumstances, prepare
+
+from tunesmith.core import hardware, store
+from tunesmith.core.errors import UserError
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="two pairs of few steps, no ladder; keeps no figures")] = False,
+    full: Annotated[bool, typer.Option("--full", help="train all weights instead of a LoRA")] = False,
+    find: Annotated[bool, typer.Option("--search", help="look for TRL's best configuration")] = False,
+    losses: Annotated[bool, typer.Option("--curve", help="compare losses over many steps")] = False,
+    pairs: Annotated[int, typer.Option(min=1, help="interleaved runs of each side")] = 5,
+    steps: Annotated[int | None, typer.Option(min=1, help="timed steps of eight rows")] = None,
+    precision: Annotated[str, typer.Option(help="of the curves: bf16 or fp32")] = "bf16",
+    tokens: Annotated[Path | None, typer.Option(help="a folder of tokenised rows, instead of the Alpaca rows")] = None,
+    results: Annotated[Path, typer.Option(help="where figures are kept")] = RESULTS,
+) -> None:
+    """Compares tunesmith's training with TRL's; see the head of this file."""
+    threads = hardware.threads()
+    if threads.value < hardware.cores():
+        say(f"warning: {threads.reason}; what is measured now is worth little")
+
+    def workload(name: str, usual_steps: int, warmup: int) -> Workload:
+        return _workload(results, name, tokens, steps or usual_steps, warmup, full)
+
+    try:
+        if find:
+            found = _search(workload("search", 4, 1), results)
+        elif losses:
+            found = _curve(workload("curve", 100, 0), precision, results)
+        elif quick:
+            found = _compare(workload("quick", 3, 1), 2, results, quick=True)
+        else:
+            found = _compare(workload("compare", 8, 2), pairs, results, quick=False)
+    except (UserError, RunFailed) as error:
+        say(str(error))
+        raise typer.Exit(1) from None
+    print(json.dumps(found))
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _workload(results: Path, name: str, tokens: Path | None, steps: int, warmup: int, full: bool) -> Workload:
+    out = results.parent / "output" / f"{name}-{_method(full)}"
+    shutil.rmtree(out, ignore_errors=True)
+    return prepare(out, tokens, steps, warmup, full)
+
+
+def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:
+    tuned = _tuned(results, workload.full)
+    measured = compare.pairs(workload, number, tuned, passes=3 if quick else 2, say=say)
+    found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
+    found |= _curve_losses(results, found)
+    if not quick and not workload.full:
+        found["ladder"] = ladder.ladder(lambda name, engine: _said(workload.ours(engine, name)), repeats=3)
+    if not quick:
+        raw = {side: [asdict(run) for run in runs] for side, runs in measured.runs.items()}
+        _keep(results, f"{_method(workload.full)}.json", {**found, "runs": raw})
+    print(report.comparison(found))
+    return found
+
+
+def _search(workload: Workload, results: Path) -> dict[str, Any]:
+    def attempt(trial: search.Trial) -> None:
+        try:
+            run = _said(workload.rival(trial.rival, trial.rival.name, limit_seconds=search.LIMIT_SECONDS))
+        except RunFailed as failure:
+            trial.failure = str(failure)
+            say(f"{trial.rival.name}: {failure}")
+        else:
+            trial.tokens_per_second.append(run.tokens_per_second)
+            trial.peak_bytes = max(trial.peak_bytes, run.peak_bytes)
+
+    trials = [trial.to_json() for trial in search.search(attempt, workload.full)]
+    budget = {"steps": len(workload.schedule.mixed), "seconds": search.LIMIT_SECONDS}
+    found = {"winner": trials[0]["name"], "budget": budget, "rows": workload.facts(), **circumstances()}
+    found["trials"] = trials
+    _keep(results, _search_file(workload.full), found)
+    print(report.trials(found))
+    return found
+
+
+def _curve(workload: Workload, precision: str, results: Path) -> dict[str, Any]:
+    if precision not in ("bf16", "fp32"):
+        raise UserError(f"there is no precision `{precision}`", "curves are in bf16 or fp32", "give one of these")
+    found = {**curve.curve(workload, "bf16" if precision == "bf16" else "fp32"), **circumstances()}
+    name = f"curve-{found['method']}-{precision}"
+    _keep(results, f"{name}.json", found)
+    if not curve.plot(found, results / f"{name}.svg"):
+        say("no plot: matplotlib is not installed")
+    print(report.curves([found]))
+    return {key: value for key, value in found.items() if key != "runs"}
+
+
+def _tuned(results: Path, full: bool) -> Rival:
+    """The winner that `--search` recorded."""
+    path = results / _search_file(full)
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}",
+            "TRL's best configuration is searched for, not assumed",
+            f"run `python bench/train.py --search{' --full' if full else ''}` first",
+        )
+    recorded = store.read_json(path)
+    winner = next(trial for trial in recorded["trials"] if trial["name"] == recorded["winner"])
+    return Rival(**winner["rival"])
+
+
+def _curve_losses(results: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The longer comparison of losses, where `--curve` made one with this very engine."""
+    path = results / f"curve-{found['method']}-bf16.json"
+    kept = store.read_json(path) if path.is_file() else {"engine": None}
+    if kept["engine"] != found["engine"]:
+        return {"losses_from": "the runs above; `--curve` compares more steps"}
+    keys = ("max_loss_difference", "noise_band", "loss_steps")
+    return {**{key: kept[key] for key in keys}, "losses_from": path.name}
+
+
+def _said(run: Any) -> Any:
+    say(f"{run.tokens_per_second:7.1f} tokens/s  {run.peak_bytes / 1e9:5.2f} GB  {run.name}")
+    return run
+
+
+def _method(full: bool) -> str:
+    return "full" if full else "lora"
+
+
+def _search_file(full: bool) -> str:
+    return "rival_search_full.json" if full else "rival_search.json"
+
+
+def _keep(results: Path, name: str, found: dict[str, Any]) -> None:
+    """One line for each key, so that a file of many runs can be read; figures of ours go into the documentation too."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+    results.mkdir(parents=True, exist_ok=True)
+    store.write_text(results / name, "{\n" + lines + "\n}\n")
+    say(f"wrote {results / name}")
+    if results == RESULTS:
+        report.refresh()
+
+
+if __name__ == "__main__":
+    typer.run(main)

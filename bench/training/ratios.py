@@ -1,0 +1,27 @@
+"""Ratios of paired runs, with their doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median over pairs, and the bounds of its 95 % interval by the percentile bootstrap over pairs."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """Of two runs in the same pair, pair by pair: what both met (heat, neighbours) cancels."""
+    ratios_P = np.asarray(above) / np.asarray(below)
+    drawn_BP = np.random.default_rng(0).choice(ratios_P, (_RESAMPLES, len(ratios_P)))
+    low, high = np.percentile(np.median(drawn_BP, axis=1), [2.5, 97.5])
+    return Ratio(float(np.median(ratios_P)), float(low), float(high))

@@ -1,0 +1,141 @@
+"""Tables from the files in bench/results, for the terminal and for docs/performance.md. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, PAGE = ROOT / "bench/results", ROOT / "docs/performance.md"
+BEGIN, END = "<!-- figures: written by bench/train.py -->\n", "<!-- /figures -->"
+TARGETS = {"lora": "8 and 4 times, a quarter of the memory, half of the roofline", "full": "3 times TRL's best"}
+Found = dict[str, Any]
+
+
+def refresh(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Writes the page's figures anew from the files that there are."""
+    page.write_text(rendered(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def rendered(text: str, results: Path) -> str:
+    head, _, rest = text.partition(BEGIN)
+    return head + BEGIN + "\n" + "\n\n".join(_sections(results)) + "\n\n" + END + rest.partition(END)[2]
+
+
+def _sections(results: Path) -> list[str]:
+    sections = []
+    for method, title in (("lora", "LoRA, rank 16 on all linear layers"), ("full", "All weights")):
+        if found := _read(results / f"{method}.json"):
+            sections += [f"### {title}", f"To reach: {TARGETS[method]}.", comparison(found)]
+            if found["ladder"]:
+                sections += ["Techniques one at a time, each on top of those above it:", ladder(found["ladder"])]
+    if found_curves := [_read(path) for path in sorted(results.glob("curve-*.json"))]:
+        sections += ["### Losses beside TRL's", curves([c for c in found_curves if c])]
+    for name, title in (("rival_search.json", "LoRA"), ("rival_search_full.json", "all weights")):
+        if found := _read(results / name):
+            sections += [f"### TRL's best configuration: {title}", trials(found)]
+    return sections or ["No figures yet: run the commands above."]
+
+
+def comparison(found: Found) -> str:
+    sides = {"ours": "tunesmith", "documented": "TRL as documented", "tuned": "TRL, best found"}
+    ratios = {"ours": "", "documented": _ratio(found, "ratio_vs_default"), "tuned": _ratio(found, "ratio_vs_tuned")}
+    lines = [
+        (
+            name,
+            f"{found['tokens_per_second'][side]:,.0f}",
+            ratios[side],
+            _gigabytes(found["peak_gb"][side]),
+            _gigabytes(found["peak_gb_since_training_began"][side]),
+            f"{found['seconds_to_first_step'][side]:.1f} / {found['seconds_to_first_loss'][side]:.1f}",
+            found["threads"][side],
+        )
+        for side, name in sides.items()
+    ]
+    heads = ("", "tokens/s", "tunesmith is faster by", "peak GB", "of training", "s to first step / loss", "threads")
+    return "\n\n".join([_table(heads, lines), _notes(found)])
+
+
+def _notes(found: Found) -> str:
+    rows, gemm, machine = found["rows"], found["gemm_flops_per_second"], found["machine"]
+    share, band = found["roofline_fraction"], found["noise_band"]
+    noise = "(not measured)" if band is None else f"{band:.1e}"
+    lines = [
+        f"Peak memory is {_ratio(found, 'peak_memory_ratio')} of TRL's best.",
+        f"{100 * share:.0f} % of the roofline: {found['flops_per_token'] / 1e6:,.0f} MFLOP a token at "
+        f"{gemm['median'] / 1e12:.2f} TFLOP/s (between {gemm['lowest'] / 1e12:.2f} and {gemm['highest'] / 1e12:.2f}).",
+        f"Losses differ by at most {found['max_loss_difference']:.1e} in {found['loss_steps']} steps, those of TRL's "
+        f"two runs by {noise} ({found['losses_from']}).",
+        f"{found['pairs']} pairs, each of {rows['rows']} timed rows with {rows['tokens']:,} tokens "
+        f"({100 * rows['label_share']:.0f} % learnt, {rows['mean_keys']:.0f} keys a token).",
+        f"TRL's best: {found['rival']['tuned']}.",
+        f"{machine['name']}, {machine['cores']} cores, {machine['memory_gb']} GB, load {machine['load_average']:.2f}; "
+        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        + f"; {found['measured']}.",
+        *found["kernel_notes"],
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def ladder(rungs: list[Found]) -> str:
+    lines = [
+        (
+            rung["technique"],
+            f"{rung['predicted']:.2f}",
+            f"{rung['measured']:.2f}" + (" ({:.2f} to {:.2f})".format(*rung["interval"]) if "interval" in rung else ""),
+            f"{rung['tokens_per_second']:,.0f}",
+            "" if rung.get("kept", True) else "under 3 %",
+        )
+        for rung in rungs
+    ]
+    return _table(("technique", "predicted", "measured", "tokens/s", ""), lines)
+
+
+def curves(found: list[Found]) -> str:
+    lines = [
+        (
+            f"{c['method']}, {c['precision']}",
+            c["loss_steps"],
+            f"{c['max_loss_difference']:.1e}",
+            f"{c['noise_band']:.1e}",
+            f"{c['mean_loss_difference']:+.1e} ({c['mean_loss_difference_error']:.0e})",
+            "yes" if c["max_loss_difference"] <= 2 * c["noise_band"] else "NO",
+        )
+        for c in found
+    ]
+    return _table(("", "steps", "ours to TRL", "TRL to itself", "mean (error)", "within twice TRL's noise"), lines)
+
+
+def trials(found: Found) -> str:
+    lines = [
+        (
+            trial["name"],
+            f"{trial['median_tokens_per_second']:,.0f}" if trial["tokens_per_second"] else "",
+            len(trial["tokens_per_second"]),
+            _gigabytes(trial["peak_bytes"] / 1e9) if trial["tokens_per_second"] else "",
+            trial["failure"] or "",
+        )
+        for trial in found["trials"]
+    ]
+    budget = found["budget"]
+    said = f"{budget['steps']} steps each, the first not timed, at most {budget['seconds']:.0f} s; {found['measured']}."
+    return _table(("configuration", "tokens/s", "runs", "peak GB", ""), lines) + "\n\n" + said
+
+
+def _ratio(found: Found, name: str) -> str:
+    low, high = found[f"{name}_interval"]
+    return f"{found[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _read(path: Path) -> Found | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,131 @@
+"""What a benchmark trains on: base, rows, order and first adapter, and how a side is started on them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from training import rows
+from training.ours import Engine
+from training.rival import Rival
+from training.runs import BENCH, Job, Run, run
+from tunesmith.core import hardware
+from tunesmith.core.errors import DataError
+from tunesmith.models import base as bases
+from tunesmith.models.packed import Tokens
+
+MODEL = "smollm2-135m-instruct"
+DATA = "formats/alpaca_en_demo.json"
+_NUMBER = count(1)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One set of rows, for both sides. Each run keeps its request, log and answer in a folder of its own in `out`."""
+
+    base: Path
+    tokens: Path
+    adapter: Path | None
+    schedule: rows.Schedule
+    out: Path
+
+    @property
+    def full(self) -> bool:
+        return self.adapter is None
+
+    def facts(self) -> dict[str, Any]:
+        return rows.facts(Tokens(self.tokens, "train"), self.schedule.mixed[self.schedule.warmup :])
+
+    def ours(self, engine: Engine, name: str = "ours") -> Run:
+        return self._run(name, "ours", engine, self.schedule.mixed, self.schedule.warmup)
+
+    def rival(self, rival: Rival, name: str, *, backwards: bool = False, limit_seconds: float | None = None) -> Run:
+        """`backwards` turns the rows of each step round: the same mathematics, other rounding. What compiles meets the
+        timed steps once before they are timed."""
+        order, warmup = self.schedule.grouped if rival.grouped else self.schedule.mixed, self.schedule.warmup
+        if backwards:
+            order = [step[::-1] for step in order]
+        if rival.compiled:
+            order, warmup = order + order[warmup:], len(order)
+        return self._run(name, "rival", rival, order, warmup, limit_seconds)
+
+    def _run(
+        self,
+        name: str,
+        side: str,
+        settings: Engine | Rival,
+        order: list[list[int]],
+        warmup: int,
+        limit_seconds: float | None = None,
+    ) -> Run:
+        job = Job(
+            name=name,
+            side=side,
+            base=str(self.base),
+            rows=str(self.tokens),
+            adapter=str(self.adapter) if self.adapter else None,
+            order=order,
+            warmup=warmup,
+            settings=asdict(settings),
+        )
+        return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
+
+
+def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, full: bool) -> Workload:
+    """Tokenises the rows into `out`, unless `tokens` is a folder with tokenised ones, and writes the adapter."""
+    out, base = out.resolve(), bases.fetch(MODEL, Path()).folder
+    assert base is not None
+    if tokens is None:
+        tokens = out / "rows"
+        rows.tokenise(_data(), base, tokens)
+    adapter = None if full else out / "adapter"
+    if adapter:
+        rows.initial_adapter(base, adapter, seed=0)
+    schedule = rows.schedule(Tokens(tokens, "train").lengths, steps, warmup, seed=0)
+    return Workload(base, tokens.resolve(), adapter, schedule, out / "runs")
+
+
+def _data() -> Path:
+    folder = os.environ.get("TUNESMITH_REAL_DATA")
+    path = Path(folder or ".") / DATA
+    if not folder or not path.is_file():
+        raise DataError(
+            f"there is no {DATA}",
+            "TUNESMITH_REAL_DATA does not name the folder that has it",
+            "set TUNESMITH_REAL_DATA, or give tokenised rows: --tokens output/steps/format",
+        )
+    return path
+
+
+def circumstances() -> dict[str, Any]:
+    """Where and with what a figure was measured."""
+    machine = hardware.probe()
+    packages = ("torch", "transformers", "peft", "trl", "accelerate")
+    return {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "name": machine.name,
+            "cores": machine.cores,
+            "memory_gb": round(machine.memory_bytes / 1e9, 1),
+            "bf16": machine.bf16,
+            "system": platform.platform(),
+            "load_average": os.getloadavg()[0],
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "engine": engine_fingerprint(),
+    }
+
+
+def engine_fingerprint() -> str:
+    """Changes with the code that computes: figures of one engine are not those of another."""
+    package = BENCH.parent / "tunesmith"
+    paths = sorted(p for part in ("kernels", "models", "train") for p in (package / part).rglob("*.*"))
+    texts = [path.read_bytes() for path in paths if path.suffix in (".py", ".cpp")]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]

@@ -1,0 +1,89 @@
+"""The training step: what it leaves when it is done, and when training goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.core import store
+from tunesmith.core.project import Format, Train
+from tunesmith.core.records import Row
+from tunesmith.core.step import Artifact, Steps
+from tunesmith.data import format
+from tunesmith.models.base import Base
+from tunesmith.plan import planner
+from tunesmith.train import run as training
+from tunesmith.train import watch
+
+TRAIN = Train(
+    rank=4, alpha=8, precision="fp32", learning_rate=1e-2, epochs=0.5, batch_tokens=130, micro_batch_tokens=130,
+    evaluations=2, patience=None, warmup=0.1, checkpoint_minutes=1e-4)  # fmt: skip
+
+
+def tokenised(folder: Path, base: Base, **sides: list[Row]) -> Artifact:
+    """A dataset of these rows."""
+    for side, rows in sides.items():
+        store.write_rows(folder / f"{side}.jsonl", rows)
+    splits = Artifact("split", "of the test", folder, "done", {side: len(rows) for side, rows in sides.items()})
+    return Steps(folder)("format", format.run, Format(), base, splits)
+
+
+def trained(output: Path, base: Base, dataset: Artifact, **change: Any) -> Artifact:
+    steps = Steps(output)
+    plan = steps("plan", planner.run, TRAIN.model_copy(update=change), base, dataset)
+    return steps("train", training.run, plan, base, dataset)
+
+
+def test_a_finished_run_leaves_weights_and_log_and_nothing_unfinished(
+    tiny: Base, dataset: Artifact, tmp_path: Path
+) -> None:
+    done = trained(tmp_path, tiny, dataset)
+    entries = list(store.read_jsonl(done / "metrics.jsonl"))
+    assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, done.summary["steps"] + 1))
+    shares = [entry["validation_end_only"] for entry in entries if "validation_loss" in entry]
+    assert len(shares) == 3
+    assert all(0 <= share <= 1 for share in shares)
+    assert done.summary["warnings"] == []
+    assert (done / "adapter/adapter_model.safetensors").is_file()
+    assert not list((tmp_path / "unfinished").iterdir())
+
+
+def test_rows_that_want_nothing_are_refused_before_training_unless_a_warning_is_enough(
+    tiny: Base, rows: list[Row], tmp_path: Path
+) -> None:
+    asked = [{"role": "user", "content": row.messages[1]["content"]} for row in rows[:24]]
+    silent = [Row([ask, {"role": "assistant", "content": ""}], "rows.jsonl", 1, "messages") for ask in asked[:6]]
+    dataset = tokenised(tmp_path, tiny, train=[*silent, *rows[6:24]], validation=rows[48:56], test=[])
+    with pytest.raises(watch.Fault) as error:
+        trained(tmp_path, tiny, dataset)
+    assert error.value.what == "6 of 24 training rows want an answer that is only the end token"
+    assert "train.watch to warn" in error.value.next
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+    done = trained(tmp_path, tiny, dataset, watch="warn")
+    assert done.summary["warnings"] == [error.value.what]
+
+
+def test_when_training_goes_wrong_the_best_is_left_and_nothing_stands_in_the_way(
+    tiny: Base, dataset: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(watch.Fault) as error:
+        trained(tmp_path, tiny, dataset, learning_rate=1e-7, epochs=5.0, evaluations=5)
+    assert error.value.kind == "no fall"
+    failed = tmp_path / "failed/train"
+    assert f"are (metrics.jsonl, adapter/) in {failed}" in error.value.next
+    assert "its best state, of step" in error.value.next
+    assert list(store.read_jsonl(failed / "metrics.jsonl"))[-1].keys() == {"step", "first_rows_loss"}
+    assert (failed / "adapter/adapter_model.safetensors").is_file()
+    assert not list((tmp_path / "unfinished").iterdir())
+    assert trained(tmp_path, tiny, dataset).state == "ran"
+
+
+def test_a_run_that_goes_wrong_before_its_first_checkpoint_leaves_its_log(
+    tiny: Base, dataset: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(watch.Fault) as error:
+        trained(tmp_path, tiny, dataset, learning_rate=1e30, checkpoint_minutes=5.0)
+    assert error.value.next.endswith(f"; its log is in {tmp_path}/failed/train")
+    assert [path.name for path in (tmp_path / "failed/train").iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,74 @@
+"""What a training run that goes on takes over from the one that was stopped: threads, log, and what it should hear.
+
+The same weights bit for bit need the same sums in the same order: the same machine, libraries and number of threads.
+What can be kept the same is; what cannot is told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from tunesmith.core import hardware
+from tunesmith.core.console import say
+from tunesmith.core.records import Decision
+from tunesmith.core.step import versions
+
+if TYPE_CHECKING:
+    from tunesmith.train.checkpoint import State
+
+
+def made_with(threads: int, kernels: Sequence[str]) -> dict[str, str]:
+    """What the last bits of a sum depend on; `kernels` are the notes of the scorer."""
+    return {
+        **versions(),
+        "machine": hardware.probe().name,
+        "threads": str(threads),
+        "kernels": "; ".join(kernels) or "all fast",
+    }
+
+
+def threads(saved: State | None, processes: int = 1) -> Decision:
+    """Of each process: those of the run that was stopped, where this machine has as many cores."""
+    before = int(saved.values["around"]["made_with"]["threads"]) if saved else None
+    if before is None or before > hardware.cores():
+        free = hardware.threads()
+        return free if processes == 1 else Decision(max(1, free.value // processes), f"a process; {free.reason}")
+    return Decision(before, "as before the interruption: sums over another number of threads round otherwise")
+
+
+def tokens(saved: State | None) -> int:
+    """How many were trained on before."""
+    return int(saved.values["outcome"]["tokens"]) if saved else 0
+
+
+def announce(saved: State | None, made_with: dict[str, str]) -> None:
+    """Says where a run goes on, and what may make its last bits differ."""
+    if saved is None:
+        return
+    before = saved.values["around"]["made_with"]
+    changed = [f"{name} {before.get(name)} -> {now}" for name, now in made_with.items() if before.get(name) != now]
+    done = saved.step == saved.of
+    say(f"  all {saved.of:,} steps are done" if done else f"  continues at step {saved.step + 1:,} of {saved.of:,}")
+    if changed:
+        say(f"  the last bits of its weights may differ from those of a run without a stop: {'; '.join(changed)}")
+
+
+@contextmanager
+def log_file(path: Path, saved: State | None) -> Iterator[BinaryIO]:
+    """The log, to be written on: cut to its length at the checkpoint, empty where there is none."""
+    with open(path, "ab") as file:
+        length = saved.values["around"]["log_bytes"] if saved else 0
+        file.truncate(min(length, file.seek(0, os.SEEK_END)))
+        file.seek(0, os.SEEK_END)
+        yield file
+
+
+def log_length(log: BinaryIO) -> dict[str, int]:
+    """The log's length, up to which it is now on the disk."""
+    log.flush()
+    os.fsync(log.fileno())
+    return {"log_bytes": log.tell()}
