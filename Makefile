@@ -25,4 +25,4 @@ docs: install
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv output recipes/*/output
+	rm -rf .venv output recipes/*/output recipes/*/output-*

@@ -35,7 +35,8 @@ def main(
     find: Annotated[bool, typer.Option("--search", help="look for TRL's best configuration")] = False,
     losses: Annotated[bool, typer.Option("--curve", help="compare losses over many steps")] = False,
     pairs: Annotated[int, typer.Option(min=1, help="interleaved runs of each side")] = 5,
-    steps: Annotated[int | None, typer.Option(min=1, help="timed steps of eight rows")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="timed optimizer steps")] = None,
+    together: Annotated[int, typer.Option("--rows", min=1, help="rows of an optimizer step")] = 8,
     precision: Annotated[str, typer.Option(help="of the curves: bf16 or fp32")] = "bf16",
     tokens: Annotated[Path | None, typer.Option(help="a folder of tokenised rows, instead of the Alpaca rows")] = None,
     results: Annotated[Path, typer.Option(help="where figures are kept")] = RESULTS,
@@ -46,7 +47,9 @@ def main(
         say(f"warning: {threads.reason}; what is measured now is worth little")
 
     def workload(name: str, usual_steps: int, warmup: int) -> Workload:
-        return _workload(results, name, tokens, steps or usual_steps, warmup, full)
+        out = results.parent / "output" / f"{name}-{_method(full)}"
+        shutil.rmtree(out, ignore_errors=True)
+        return prepare(out, tokens, steps or usual_steps, warmup, together, full)
 
     try:
         if find:
@@ -65,12 +68,6 @@ def main(
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _workload(results: Path, name: str, tokens: Path | None, steps: int, warmup: int, full: bool) -> Workload:
-    out = results.parent / "output" / f"{name}-{_method(full)}"
-    shutil.rmtree(out, ignore_errors=True)
-    return prepare(out, tokens, steps, warmup, full)
 
 
 def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:

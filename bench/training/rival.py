@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from training.rows import ROWS_PER_STEP
 from training.runs import Job, Meter, request_and_answer
 from tunesmith.core import hardware
 
@@ -128,7 +127,7 @@ def _arguments(job: Job, rival: Rival, packs: int | None) -> Any:
 
     return SFTConfig(
         output_dir=str(Path(job.rows).parent / "trl"),
-        per_device_train_batch_size=1 if packs else ROWS_PER_STEP // rival.micro_batches,
+        per_device_train_batch_size=1 if packs else len(job.order[0]) // rival.micro_batches,
         gradient_accumulation_steps=packs or rival.micro_batches,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
@@ -179,7 +178,7 @@ def _require_same_rows(dataset: Dataset, job: Job, tokens: Tokens) -> None:
     found = [row for example in dataset for row in _rows(example)]
     wanted = [(example["input_ids"], example["labels"]) for example in _examples(job.order, tokens)]
     if "seq_lengths" in dataset.column_names:
-        wanted = sorted(wanted[job.warmup * ROWS_PER_STEP :])
+        wanted = sorted(wanted[job.warmup * len(job.order[0]) :])
         found = sorted(found[-len(wanted) :])
     if found != wanted:
         raise ValueError("TRL would train on other tokens or labels than tunesmith")

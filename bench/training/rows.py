@@ -14,7 +14,6 @@ from tunesmith.core.records import Message
 from tunesmith.models import chat, load
 from tunesmith.models.packed import Tokens
 
-ROWS_PER_STEP = 8
 MAX_LENGTH = 512
 RANK, ALPHA = 16, 32
 
@@ -46,8 +45,8 @@ def _conversations(source: Path) -> Iterator[list[Message]]:
         yield [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
-def schedule(lengths: list[int], steps: int, warmup: int, seed: int) -> Schedule:
-    """Chooses rows for `steps` timed steps.
+def schedule(lengths: list[int], steps: int, warmup: int, together: int, seed: int) -> Schedule:
+    """Chooses rows for `steps` timed steps, `together` in each.
 
     transformers' own sampler groups the whole data set by length, as it would for a rival that groups; of its steps,
     those at even places between the shortest and the longest are timed. So a short run meets the lengths of a whole
@@ -55,24 +54,21 @@ def schedule(lengths: list[int], steps: int, warmup: int, seed: int) -> Schedule
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    order = get_length_grouped_indices(lengths, ROWS_PER_STEP, generator=torch.Generator().manual_seed(seed))
-    groups = sorted(_cut(order), key=lambda rows: sum(lengths[i] for i in rows))
+    order = get_length_grouped_indices(lengths, together, generator=torch.Generator().manual_seed(seed))
+    groups = sorted(_cut(order, together), key=lambda rows: sum(lengths[i] for i in rows))
     if len(groups) < steps + warmup:
-        raise ValueError(f"{len(lengths)} rows are too few for {warmup + steps} steps of {ROWS_PER_STEP} rows")
+        raise ValueError(f"{len(lengths)} rows are too few for {warmup + steps} steps of {together} rows")
     timed = {int((i + 0.5) * len(groups) / steps) for i in range(steps)}
     make = np.random.default_rng(seed)
     others = [groups[i] for i in make.permutation(len(groups)) if i not in timed][:warmup]
     chosen = [groups[i] for i in make.permutation(sorted(timed))]
-    return Schedule(warmup, _mixed(others, make) + _mixed(chosen, make), others + chosen)
+    mixed = [make.permutation([row for rows in part for row in rows]).tolist() for part in (others, chosen)]
+    return Schedule(warmup, [step for part in mixed for step in _cut(part, together)], others + chosen)
 
 
-def _mixed(groups: list[list[int]], make: np.random.Generator) -> list[list[int]]:
-    return _cut(make.permutation([row for rows in groups for row in rows]).tolist())
-
-
-def _cut(order: list[int]) -> list[list[int]]:
+def _cut(order: list[int], together: int) -> list[list[int]]:
     """Whole steps only: a last one with fewer rows would weigh its rows more."""
-    return [order[at : at + ROWS_PER_STEP] for at in range(0, len(order) - ROWS_PER_STEP + 1, ROWS_PER_STEP)]
+    return [order[at : at + together] for at in range(0, len(order) - together + 1, together)]
 
 
 def initial_adapter(base: Path, out: Path, seed: int) -> None:

@@ -144,7 +144,7 @@ def _process(module: str, request: dict[str, Any], folder: Path, limit_seconds: 
             raise RunFailed(f"stopped after {limit_seconds:.0f} s") from None
         except subprocess.CalledProcessError as error:
             last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            raise RunFailed(f"status {error.returncode}: {''.join(last)} (all of it in {folder}/log.txt)") from None
+            raise RunFailed(f"it ended with status {error.returncode}: {''.join(last)} ({folder}/log.txt)") from None
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
     return answer
 

@@ -78,7 +78,7 @@ class Workload:
         return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
 
 
-def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, full: bool) -> Workload:
+def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, together: int, full: bool) -> Workload:
     """Tokenises the rows into `out`, unless `tokens` is a folder with tokenised ones, and writes the adapter."""
     out, base = out.resolve(), bases.fetch(MODEL, Path()).folder
     assert base is not None
@@ -88,7 +88,7 @@ def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, full: bool)
     adapter = None if full else out / "adapter"
     if adapter:
         rows.initial_adapter(base, adapter, seed=0)
-    schedule = rows.schedule(Tokens(tokens, "train").lengths, steps, warmup, seed=0)
+    schedule = rows.schedule(Tokens(tokens, "train").lengths, steps, warmup, together, seed=0)
     return Workload(base, tokens.resolve(), adapter, schedule, out / "runs")
 
 

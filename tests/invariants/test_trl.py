@@ -6,10 +6,8 @@ the same run: ours may be twice that."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,9 @@ def found(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     tokenizer = load.tokenizer(base.folder)
     tickets = store.read_jsonl(ROOT / "recipes/support/data/tickets.jsonl")
     write(folder, [chat.render(tokenizer, short(i, ticket), []) for i, ticket in enumerate(tickets)])
-    options = ["--precision", "fp32", "--steps", str(STEPS), "--tokens", folder, "--results", folder / "results"]
-    command = [sys.executable, ROOT / "bench/train.py", "--curve", *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    options = ["--precision", "fp32", "--steps", str(STEPS), "--rows", "4", "--tokens", folder]
+    command = [sys.executable, ROOT / "bench/train.py", "--curve", *options, "--results", folder / "results"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     return said | {"runs": store.read_json(folder / "results/curve-lora-fp32.json")["runs"]}
@@ -57,8 +55,8 @@ def write(folder: Path, rows: list[chat.Rendered]) -> None:
 @pytest.mark.slow
 def test_our_loss_is_trls(found: dict[str, Any]) -> None:
     assert found["loss_steps"] == STEPS
-    last_bit = float(np.spacing(np.float32(max(found["runs"]["TRL"]["losses"]))))  # TRL's losses are fp32 numbers
-    assert 0 < found["max_loss_difference"] <= 2 * max(found["noise_band"], 2 * last_bit)
+    rounding = 1e-5 * max(found["runs"]["TRL"]["losses"])  # the band is one sample, and may be all but nothing
+    assert 0 < found["max_loss_difference"] <= max(2 * found["noise_band"], rounding)
 
 
 @pytest.mark.slow
@@ -69,4 +67,3 @@ def test_both_learn_the_same_tokens_alike(found: dict[str, Any]) -> None:
     assert ours["gradient_norms"] == pytest.approx(theirs["gradient_norms"], rel=1e-4)
     for run in (ours, theirs):
         assert np.mean(run["losses"][-5:]) < np.mean(run["losses"][:5]) - 1
-    assert any(a != b for a, b in pairwise(ours["losses"]))

@@ -53,19 +53,6 @@ def _memory_bytes() -> int:
     return min(physical, int(text)) if text.isdigit() else physical
 
 
-def free_memory_bytes() -> int:
-    """What this process could still take without others giving way, within its control group's limit."""
-    group = Path("/sys/fs/cgroup")
-    limit, used = ((group / name) for name in ("memory.max", "memory.current"))
-    if not Path("/proc/meminfo").is_file():
-        return _memory_bytes() // 2
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text()))
-    return max(0, free)
-
-
 def cores() -> int:
     return len(_allowed())
 
@@ -120,21 +107,11 @@ def reset_peak_memory() -> bool:
     return True
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process; its peak where the system does not tell the present."""
-    return _status_bytes("VmRSS") or peak_memory_bytes()
-
-
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process since `reset_peak_memory`, or since its start."""
-    if peak := _status_bytes("VmHWM"):
-        return peak
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status_bytes(field: str) -> int | None:
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(field))

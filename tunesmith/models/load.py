@@ -69,7 +69,7 @@ def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:
 def _keep_differentiable(model: PreTrainedModel) -> None:
     """On CPUs with AVX512-BF16 bitsandbytes repacks a weight for good at its first pass without gradients, and what it
     computes from then on passes no gradient to its input: after one validation, training would go silently wrong."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
