@@ -88,10 +88,11 @@ def _train(scorer: Scorer, tokens: Tokens, job: Job, engine: Engine, meter: Mete
     import torch
 
     from tunesmith.train import loop
+    from tunesmith.train.master import Master
     from tunesmith.train.objectives import sft
 
-    master = loop.Master(scorer)
-    optimizer = torch.optim.AdamW(master.exact, lr=job.learning_rate, weight_decay=0.0)
+    master = Master(scorer)
+    optimizer = torch.optim.AdamW(master.exact, lr=job.learning_rate, weight_decay=0.0, fused=True)
     step = loop.step if engine.shared_beginning else _step_without_sharing
 
     def backward(loss: Tensor) -> None:

@@ -30,7 +30,8 @@ from tunesmith.models.base import Base
 from tunesmith.plan import planner
 from tunesmith.train import launch
 from tunesmith.train import run as training
-from tunesmith.train.processes import Processes, shares
+from tunesmith.train.batches import shares
+from tunesmith.train.processes import Processes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launched import trained
@@ -163,7 +164,7 @@ def test_two_processes_learn_what_one_learns(
     outcome, wanted = alone(name)
     assert [entry.keys() for entry in log] == [entry.keys() for entry in wanted]
     for entry, one in zip(log, wanted):
-        for figure in entry.keys() - {"step_seconds", "tokens_per_second"}:
+        for figure in entry.keys() - {"step_seconds", "tokens_per_second", "forecast_bytes"}:
             tolerance = 1e-4 if figure == "gradient_norm" else 1e-5  # fp32 squares of 1.5 M elements, summed in one go
             assert entry[figure] == pytest.approx(one[figure], rel=tolerance, abs=tolerance), figure
     assert best.keys() == outcome.best.keys()
@@ -200,7 +201,7 @@ def test_sharded_processes_make_equally_many_passes() -> None:
     lengths = [100, 10, 10, 10]
     ranks = [Processes(rank, 2, sharded=True).passes([0, 1, 2, 3], lengths, 20) for rank in range(2)]
     assert ranks[0] == [([0], True), ([1], False)]
-    assert ranks[1] == [([1, 2], True), ([3], True)]
+    assert ranks[1] == [([1, 3], True), ([2], True)]
     assert Processes(0, 2).passes([0, 1, 2, 3], lengths, 20) == [([0], True)]
 
 

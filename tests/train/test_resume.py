@@ -79,9 +79,9 @@ def log_lines(kept: Path) -> int:
     return log.read_bytes().count(b"\n") if log.is_file() else 0
 
 
-def without_timings(log: Path) -> list[dict[str, Any]]:
-    timings = ("step_seconds", "tokens_per_second")
-    return [{key: value for key, value in entry.items() if key not in timings} for entry in store.read_jsonl(log)]
+def without_measurements(log: Path) -> list[dict[str, Any]]:
+    measured = ("step_seconds", "tokens_per_second", "forecast_bytes")
+    return [{key: value for key, value in entry.items() if key not in measured} for entry in store.read_jsonl(log)]
 
 
 def training(tiny: Base, dataset: Artifact, out: Path, minutes: float) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def test_twenty_kills_change_nothing(forks: Forks, tiny: Base, dataset: Artifact
     assert (found / "adapter/adapter_model.safetensors").read_bytes() == (
         wanted / "adapter/adapter_model.safetensors"
     ).read_bytes()
-    assert without_timings(found / "metrics.jsonl") == without_timings(wanted / "metrics.jsonl")
+    assert without_measurements(found / "metrics.jsonl") == without_measurements(wanted / "metrics.jsonl")
     for key in ("best_step", "validation_loss", "tokens", "learnt_tokens", "steps"):
         assert (
             store.read_json(found / "record.json")["summary"][key]
@@ -161,10 +161,10 @@ def test_a_stopped_run_goes_on_and_other_settings_are_refused(forks: Forks, smal
         return next(line for line in log.read_text().splitlines() if line.startswith("train"))
 
     pid = start()
-    until(lambda: log_lines(kept) >= 5)
+    until(lambda: log_lines(kept) >= 6)
     assert forks.kill(pid, signal.SIGINT) == 130
     stopped = newest_step(kept)
-    assert stopped >= 4  # the first line is that of the untrained model
+    assert stopped >= 4  # the first lines are of the memory and the untrained model
     told = log.read_text()
     assert "finishing this step, then saving; once more stops at once" in told
     assert f"saved after step {stopped} of " in told
@@ -192,17 +192,17 @@ def test_a_stopped_run_goes_on_and_other_settings_are_refused(forks: Forks, smal
     assert not kept.exists()
     [finished] = (small / "output/steps/train").glob("[!.]*")
     adapter = (finished / "adapter/adapter_model.safetensors").read_bytes()
-    entries = without_timings(finished / "metrics.jsonl")
+    entries = without_measurements(finished / "metrics.jsonl")
 
     shutil.rmtree(finished)
     pid = start("--set", "train.learning_rate=0.0005")
-    until(lambda: log_lines(kept) >= 5)
+    until(lambda: log_lines(kept) >= 6)
     assert forks.kill(pid, signal.SIGINT) == 130
     assert forks.ask(wait=start("--fresh")) == 0, log.read_text()
     assert "continues" not in log.read_text()
     [again] = (small / "output/steps/train").glob("[!.]*")
     assert (again / "adapter/adapter_model.safetensors").read_bytes() == adapter
-    assert without_timings(again / "metrics.jsonl") == entries
+    assert without_measurements(again / "metrics.jsonl") == entries
 
 
 def test_a_second_ctrl_c_stops_at_once(forks: Forks, small: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -51,6 +53,25 @@ def _memory_bytes() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
     return min(physical, int(text)) if text.isdigit() else physical
+
+
+def free_memory_bytes() -> int:
+    """What this process could still take without others giving way, within its control group's limit; half of what
+    there is where the system does not tell."""
+    if not Path("/proc/meminfo").is_file():
+        return _memory_bytes() // 2
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)
+
+
+def give_memory_back() -> None:
+    """Returns what the C library holds of freed memory to the system, where that is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cores() -> int:
@@ -107,11 +128,19 @@ def reset_peak_memory() -> bool:
     return True
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process; its peak where the system does not tell the present."""
+    return _status_bytes("VmRSS") or peak_memory_bytes()
+
+
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process since `reset_peak_memory`, or since its start."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status_bytes(field: str) -> int | None:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(field))

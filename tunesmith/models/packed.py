@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
-        return [int(length) for length in np.diff(self.ends, prepend=0)]
+        lengths: list[int] = np.diff(self.ends, prepend=0).tolist()
+        return lengths
 
     def row(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         start = self.ends[i - 1] if i else 0
@@ -54,7 +56,8 @@ class Tokens:
 @dataclass(frozen=True)
 class Packed:
     """A micro-batch: ids and positions of T tokens, where the N targets are predicted from, what they are and of which
-    row; `lengths` are those of the R rows. Where `documents` share a beginning, T is less than the lengths' sum."""
+    row; `lengths` are those of the R rows. Where `documents` share a beginning, T is less than the lengths' sum; a last
+    few tokens belong to no row."""
 
     ids_1T: Tensor
     positions_1T: Tensor
@@ -68,6 +71,9 @@ class Packed:
 def pack(tokens: Tokens, rows: list[int], device: torch.device, *, share: bool = True) -> Packed:
     """Rows end to end. With `share`, what they all begin with (a system message, say) stands there once, if no token of
     it is learnt: every row sees it, and the gradient that reaches it is the sum over the rows, as if each had its own.
+
+    The last row runs on over a few tokens that nothing follows, up to one of 32 lengths between two powers of two. For
+    every new shape of a matrix product, oneDNN makes machine code and never lets go of all of it (docs/log.md).
     """
     parts = [tokens.row(i) for i in rows]
     shared = _shared_beginning(parts) if share else 0
@@ -88,6 +94,10 @@ def pack(tokens: Tokens, rows: list[int], device: torch.device, *, share: bool =
         end += len(row_ids) - shared
     lengths = [len(row_ids) for row_ids, _ in parts]
     own = [length - shared for length in lengths]
+    tail = rounded(end) - end
+    ids.append(np.zeros(tail, dtype=np.int32))
+    positions.append(np.zeros(tail, dtype=np.int64))
+    own[-1] += tail
 
     def tensor(arrays: list[NDArray[Any]]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays).astype(np.int64)).to(device)
@@ -96,6 +106,12 @@ def pack(tokens: Tokens, rows: list[int], device: torch.device, *, share: bool =
     return Packed(
         tensor(ids)[None], tensor(positions)[None], tensor(at), tensor(targets), tensor(row_of), lengths, documents
     )
+
+
+def rounded(length: int) -> int:
+    """The next multiple of a thirty-second of the power of two below."""
+    step = 1 << max(0, length.bit_length() - 6)
+    return -(-length // step) * step
 
 
 def _shared_beginning(parts: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> int:
@@ -148,8 +164,11 @@ class Scorer(nn.Module):
             kernels=self.kernels,
             prefixes=prefixes,
         ).last_hidden_state[0]
-        head = self.causal.get_output_embeddings()
-        return self.kernels.label_logprobs(hidden_TD[at_N], head.weight, batch.targets_N)
+        N, head = len(at_N), self.causal.get_output_embeddings()
+        beyond = (0, rounded(N) - N)  # more of token 0, which nobody reads
+        at_N, targets_N = (torch.nn.functional.pad(x, beyond) for x in (at_N, batch.targets_N))
+        logp_N, correct_N = self.kernels.label_logprobs(hidden_TD[at_N], head.weight, targets_N)
+        return logp_N[:N], correct_N[:N]
 
 
 def fast(model: PreTrainedModel | PeftModel, *, fuse_layers: bool = True) -> Scorer:

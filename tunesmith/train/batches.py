@@ -26,13 +26,24 @@ def _even(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
 
 
 def micro_batches(rows: list[int], lengths: list[int], micro_batch_tokens: int) -> list[list[int]]:
-    """Splits a step's rows into forward passes of at most `micro_batch_tokens` tokens (a longer row stands alone)."""
-    batches: list[list[int]] = []
-    free = 0
-    for row in sorted(rows, key=lambda i: -lengths[i]):
-        if not batches or lengths[row] > free:
-            batches.append([])
-            free = micro_batch_tokens
-        batches[-1].append(row)
-        free -= lengths[row]
-    return batches
+    """Splits a step's rows into forward passes of at most `micro_batch_tokens` tokens (a longer row stands alone).
+
+    They are as few as that allows, and nearly equal: a small rest is slow, and the largest decides the memory.
+    """
+    count = max(1, -(-sum(lengths[i] for i in rows) // micro_batch_tokens))
+    while True:
+        parts = [part for part in shares(rows, lengths, min(count, len(rows))) if part]
+        if all(len(part) == 1 or sum(lengths[i] for i in part) <= micro_batch_tokens for part in parts):
+            return parts
+        count += 1
+
+
+def shares(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
+    """The rows in `count` parts, nearly equal in tokens: longest first, each to the part that has least so far."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for row in sorted(rows, key=lambda i: -lengths[i]) if count > 1 else rows:
+        least = tokens.index(min(tokens))
+        parts[least].append(row)
+        tokens[least] += lengths[row]
+    return parts

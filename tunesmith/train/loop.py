@@ -3,8 +3,8 @@
 Loss. Every micro-batch contributes the SUM of its losses; the summed gradient is divided once by the normaliser of the
 whole optimizer step. Batch 8 x 1, 1 x 8, packed or not: same loss, same gradient.
 
-Precision. With bf16 weights the trained parameters compute in bf16 too, but an fp32 master copy takes the optimizer's
-updates: at a learning rate of 1e-4, bf16 parameters would round most of them away.
+Memory. The largest micro-batch is rehearsed before the first step (memory.py). Where a pass needs more memory than
+there is all the same, the step is taken again in micro-batches of half the size, which changes nothing else.
 
 Life. All that changes from step to step is in `Run`, which a checkpoint holds and gives back exactly. The order of the
 rows is known before the first step, so a run that was killed goes on to the very weights it would have come to.
@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from tunesmith.core.console import say
-from tunesmith.core.errors import ModelError
+from tunesmith.core.errors import ResourceError
 from tunesmith.models.packed import Packed, Scorer, Tokens, pack
-from tunesmith.train import answers, checkpoint, watch
-from tunesmith.train.batches import optimizer_steps
+from tunesmith.train import answers, checkpoint, memory, watch
+from tunesmith.train.batches import micro_batches, optimizer_steps, shares
+from tunesmith.train.master import Master, State
 from tunesmith.train.objectives.sft import Loss
-from tunesmith.train.processes import ALONE, Processes, join, whole
+from tunesmith.train.processes import ALONE, Processes, join
 
 Objective = Callable[[Scorer, Packed], Loss]
-State = dict[str, Tensor]
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -61,11 +61,14 @@ class Settings:
 class Outcome:
     """What training came to: the best state's tensors and the step it stood at, and what the run did.
 
-    `warnings` holds what the watch found and did not end the run for, by its kind.
+    `micro_batch_tokens` is the size in use at the end, `forecast_bytes` the peak that was expected (None if it was not
+    measured). `warnings` holds what was noticed and did not end the run, by its kind.
     """
 
     planned_steps: int
     best: State
+    micro_batch_tokens: int
+    forecast_bytes: int | None = None
     best_step: int = 0
     best_validation_loss: float | None = None
     evaluations_without_gain: int = 0
@@ -90,87 +93,97 @@ class Outcome:
         self.learnt_tokens += done.normaliser
         self.seconds += seconds
 
-    def consider(self, state: State, validation_loss: float | None, patience: int | None = None) -> None:
-        """Keeps this state if it is the best so far; without validation the newest is. Without a better one in
+    def consider(self, state: Callable[[], State], validation_loss: float | None, patience: int | None = None) -> None:
+        """Keeps the state if it is the best so far; without validation the newest is. Without a better one in
         `patience` evaluations the run is to stop."""
         best = self.best_validation_loss
         if validation_loss is None or best is None or validation_loss < best:
-            self.best, self.best_step, self.best_validation_loss = state, self.steps, validation_loss
+            self.best = {}  # first: two of a large model might not fit
+            self.best, self.best_step, self.best_validation_loss = state(), self.steps, validation_loss
             self.evaluations_without_gain = 0
         else:
             self.evaluations_without_gain += 1
             self.stopped_early = self.evaluations_without_gain == patience and self.steps < self.planned_steps
 
 
-class Master:
-    """fp32 copies of the trainable parameters: the optimizer works on them, the model computes with their rounding."""
-
-    def __init__(self, scorer: Scorer, processes: Processes = ALONE) -> None:
-        self.processes = processes
-        named = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
-        self.names, self.working = list(named), list(named.values())
-        self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
-
-    def collect(self) -> None:
-        """Adds the gradients of one backward pass to the exact ones: in bf16, sums over many passes would drift."""
-        for exact, working in zip(self.exact, self.working):
-            if working.grad is not None:
-                exact.grad = working.grad.float() if exact.grad is None else exact.grad.add_(working.grad)
-                working.grad = None
-
-    def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float, normaliser: int) -> float:
-        """One optimizer step on the exact parameters, rounded back into the model; returns the gradient's norm. A
-        gradient that is not finite changes nothing."""
-        for exact in self.exact:
-            if exact.grad is not None:
-                exact.grad /= normaliser
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.exact, max_grad_norm)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if math.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad()
-        self.round()
-        return norm
-
-    @torch.no_grad()
-    def round(self) -> None:
-        """Gives the model the exact parameters in its own precision."""
-        for exact, working in zip(self.exact, self.working):
-            working.copy_(exact)
-
-    def state(self) -> State:
-        """A copy of the trainable tensors by the model's names, in fp32, outside the accelerator's memory; sharded,
-        only in the first process."""
-        held = {name: exact.detach() for name, exact in zip(self.names, self.exact)}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in self.processes.whole(held).items()}
-
-    @torch.no_grad()
-    def load(self, state: State) -> None:
-        if state.keys() != set(self.names):
-            raise ModelError(
-                "the checkpoint holds other parameters than those that train",
-                "it was written by another version of tunesmith or of a library",
-                "tunesmith run --fresh starts the step over",
-            )
-        for name, exact in zip(self.names, self.exact):
-            exact.copy_(self.processes.divide(state[name], exact))
-        self.round()
-
-
 class Run:
-    """A training run between two optimizer steps: all that changes from step to step, and nothing else."""
+    """A training run between two optimizer steps: all that changes from step to step, and nothing else that does."""
 
-    def __init__(self, scorer: Scorer, settings: Settings, planned_steps: int, processes: Processes = ALONE) -> None:
-        self.processes = processes
+    def __init__(
+        self,
+        scorer: Scorer,
+        objective: Objective,
+        settings: Settings,
+        planned_steps: int,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.scorer, self.objective, self.processes = scorer, objective, processes
         self.master = Master(scorer, processes)
         self.optimizer = torch.optim.AdamW(
-            self.master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.outcome = Outcome(planned_steps, self.master.state())
+        self.outcome = Outcome(planned_steps, self.master.state(), settings.micro_batch_tokens)
         self.seen = watch.Seen()
-        self.micro_batch_tokens = settings.micro_batch_tokens
         self.random_state = torch.get_rng_state()
+
+    def over(self, tokens: Tokens, rows: list[int], *, learn: bool) -> StepResult:
+        """Loss and metrics of these rows, and their gradients if something is to be learnt. Where memory does not
+        suffice they are taken again in micro-batches of half the size, for the rest of the run."""
+        backward = self.backward if learn else _nothing
+        while True:
+            size = self.outcome.micro_batch_tokens
+            try:
+                with torch.set_grad_enabled(learn):
+                    return step(self.scorer, self.objective, tokens, rows, size, backward, self.processes)
+            except memory.Exhausted:
+                pass  # the halving waits until what the exception holds is gone
+            self.master.forget()
+            self._halve(micro_batches(rows, tokens.lengths, size))
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        self.master.collect()
+        if self.outcome.forecast_bytes:
+            memory.stay_below(self.outcome.forecast_bytes)
+
+    def _halve(self, batches: list[list[int]]) -> None:
+        size, number = self.outcome.micro_batch_tokens, self.outcome.steps + 1
+        if all(len(rows) == 1 for rows in batches):
+            raise ResourceError(
+                f"there is not enough memory for step {number:,}",
+                "even one row at a time is too much for what other programs leave",
+                "close other programs, lower data.format.max_tokens or choose a smaller model, and run again",
+            )
+        self.outcome.micro_batch_tokens = size // 2
+        told = f"step {number:,} ran out of memory; micro-batches of {size // 2:,} tokens from here on, not {size:,}"
+        self.outcome.warnings["memory"] = told
+        say(f"warning: {told}. Nothing else changes: the optimizer's steps hold the same rows.")
+
+    def fit(self, tokens: Tokens, steps: list[list[int]]) -> memory.Forecast:
+        """Measures what the run will take, before its first step, and makes micro-batches as small as need be."""
+
+        def rehearsal(rows: list[int], summed: bool) -> memory.Rehearsal:
+            def one_pass() -> None:
+                for exact in self.master.exact if summed else ():
+                    exact.grad = torch.zeros_like(exact)
+                self.backward(self.objective(self.scorer, pack(tokens, rows, self.scorer.causal.device)).sum)
+
+            found = memory.rehearse(one_pass, self.master.forget)
+            return max(self.processes.gather(found), key=lambda each: each.peak)
+
+        shape = self.scorer.causal.config.get_text_config()
+        found = memory.forecast(
+            rehearsal,
+            tokens,
+            [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)],
+            self.outcome.micro_batch_tokens,
+            pair_bytes=shape.num_hidden_layers * shape.num_attention_heads * self.scorer.causal.dtype.itemsize,
+            pending_bytes=2 * sum(p.numel() * p.element_size() for p in self.master.exact) // self.processes.divided_by,
+            limit_bytes=min(self.processes.gather(memory.limit_bytes(self.processes.count))),
+        )
+        self.outcome.micro_batch_tokens, self.outcome.forecast_bytes = found.micro_batch_tokens, found.peak_bytes
+        memory.reset_peak()
+        return found
 
     def state(self) -> checkpoint.State:
         """The run as it stands; its tensors are the live ones, to be written before the next step."""
@@ -186,7 +199,6 @@ class Run:
         values = {
             "outcome": {key: value for key, value in vars(self.outcome).items() if key != "best"},
             "seen": vars(self.seen),
-            "micro_batch_tokens": self.micro_batch_tokens,
         }
         return checkpoint.State(self.outcome.steps, self.outcome.planned_steps, self.processes.whole(tensors), values)
 
@@ -203,7 +215,6 @@ class Run:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         saved.tensors.clear()
         self.seen = watch.Seen(**saved.values["seen"])
-        self.micro_batch_tokens = saved.values["micro_batch_tokens"]
 
 
 def outcome_of(saved: checkpoint.State) -> Outcome:
@@ -235,46 +246,45 @@ def train(
     steps = optimizer_steps(rows.lengths, settings.batch_tokens, settings.epochs, settings.seed)
     checks = {round(len(steps) * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
     course = _course(settings, len(steps))
-    run = Run(scorer, settings, len(steps), processes)
+    run = Run(scorer, objective, settings, len(steps), processes)
     run.restore(saved)
-
-    def backward(loss: Tensor) -> None:
-        loss.backward()
-        run.master.collect()
+    outcome = run.outcome
 
     def report(entry: dict[str, Any]) -> None:
         log(entry)
-        heed(watch.faults(run.seen, entry, course), settings.watch, run.outcome.warnings)
+        heed(watch.faults(run.seen, entry, course), settings.watch, outcome.warnings)
 
     def evaluate() -> None:
-        figures = _validate(scorer, objective, validation, settings, run.micro_batch_tokens, processes)
-        report({"step": run.outcome.steps, **figures})
-        run.outcome.consider(run.master.state(), figures["validation_loss"], settings.patience)
-        if run.outcome.stopped_early:
+        figures = _validate(run, validation, settings)
+        report({"step": outcome.steps, **figures})
+        outcome.consider(run.master.state, figures["validation_loss"], settings.patience)
+        if outcome.stopped_early:
             say(watch.early_stop(run.seen, course))
 
-    if checks and not run.outcome.steps:
-        evaluate()
-    while not run.outcome.finished:
+    if not outcome.steps:
+        _tell_memory(run.fit(rows, steps), log)
+        if checks:
+            evaluate()
+    while not outcome.finished:
         started = time.perf_counter()
-        number = run.outcome.steps + 1
+        number = outcome.steps + 1
         rate = settings.learning_rate * schedule(number, len(steps), settings.warmup)
-        done = step(scorer, objective, rows, steps[number - 1], run.micro_batch_tokens, backward, processes)
+        done = run.over(rows, steps[number - 1], learn=True)
         processes.add_gradients(run.master.exact)
         norm = run.master.update(run.optimizer, rate, settings.max_grad_norm, done.normaliser)
         seconds = time.perf_counter() - started
-        run.outcome.add(done, seconds)
-        report(_entry(number, len(steps), done, rate, norm, seconds))
+        outcome.add(done, seconds)
+        report(_entry(number, len(steps), done, rate, norm, seconds, outcome.micro_batch_tokens))
         if number in course.first_rows_again:
-            again = measure(scorer, objective, rows, steps[0], run.micro_batch_tokens, processes)
+            again = run.over(rows, steps[0], learn=False)
             report({"step": number, "first_rows_loss": again.loss})
         if number in checks:
             evaluate()
         if keeper:
             keeper.after_step(run.state, number in checks, processes)
     if not checks:
-        run.outcome.consider(run.master.state(), None)
-    return run.outcome
+        outcome.consider(run.master.state, None)
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -297,20 +307,25 @@ def step(
     processes: Processes = ALONE,
 ) -> StepResult:
     """Forward and backward over this process's share of one optimizer step's rows; gradients are those of its summed
-    loss, or, sharded, of everybody's."""
-    loss_sum, normaliser, tokens, sums = 0.0, 0, 0, dict[str, float]()
-    for batch_rows, counts in processes.passes(step_rows, rows.lengths, micro_batch_tokens):
-        batch = pack(rows, batch_rows, scorer.causal.device)
-        part = objective(scorer, batch)
-        if not counts:
-            backward(0 * part.sum)
-            continue
-        backward(part.sum)
-        loss_sum += float(part.sum.detach())
-        normaliser += part.normaliser
-        tokens += sum(batch.lengths)
-        sums = {name: sums.get(name, 0.0) + value for name, value in part.metrics.items()}
-    everywhere = processes.gather((loss_sum, normaliser, tokens, sums))
+    loss, or, sharded, of everybody's. Raises memory.Exhausted, in all processes, where one of them has not enough."""
+    loss_sum, normaliser, tokens, sums, enough = 0.0, 0, 0, dict[str, float](), True
+    try:
+        for batch_rows, counts in processes.passes(step_rows, rows.lengths, micro_batch_tokens):
+            batch = pack(rows, batch_rows, scorer.causal.device)
+            part = objective(scorer, batch)
+            backward(part.sum if counts else 0 * part.sum)
+            if counts:
+                loss_sum += float(part.sum.detach())
+                normaliser += part.normaliser
+                tokens += sum(batch.lengths)
+                sums = {name: sums.get(name, 0.0) + value for name, value in part.metrics.items()}
+    except (MemoryError, RuntimeError) as error:
+        if processes.sharded or not memory.exhausted(error):  # sharded, the others wait inside the pass
+            raise
+        enough = False
+    everywhere = processes.gather((loss_sum, normaliser, tokens, sums, enough))
+    if not all(part[4] for part in everywhere):
+        raise memory.Exhausted
     loss_sum = sum(part[0] for part in everywhere)
     normaliser = sum(part[1] for part in everywhere)
     tokens = sum(part[2] for part in everywhere)
@@ -327,33 +342,22 @@ def schedule(number: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - rise) / max(1, steps - rise)))
 
 
-@torch.no_grad()
-def measure(
-    scorer: Scorer,
-    objective: Objective,
-    rows: Tokens,
-    which: list[int],
-    micro_batch_tokens: int,
-    processes: Processes = ALONE,
-) -> StepResult:
-    """Loss and metrics of these rows; nothing is learnt."""
-    return step(scorer, objective, rows, which, micro_batch_tokens, lambda loss: None, processes)
+def _nothing(loss: Tensor) -> None:
+    """The backward pass of a measurement."""
 
 
-def _validate(
-    scorer: Scorer,
-    objective: Objective,
-    validation: Tokens,
-    settings: Settings,
-    micro_batch_tokens: int,
-    processes: Processes,
-) -> dict[str, float]:
-    found = measure(scorer, objective, validation, list(range(len(validation))), micro_batch_tokens, processes)
+def _validate(run: Run, validation: Tokens, settings: Settings) -> dict[str, float]:
+    found = run.over(validation, list(range(len(validation))), learn=False)
     figures = {"loss": found.loss, **found.metrics}
     if settings.end_tokens:
-        ends = list(settings.end_tokens)
-        figures["end_only"] = answers.share_of_end_only(scorer, validation, ends, micro_batch_tokens)
+        ends, size = list(settings.end_tokens), run.outcome.micro_batch_tokens
+        figures["end_only"] = answers.share_of_end_only(run.scorer, validation, ends, size)
     return {f"validation_{name}": value for name, value in figures.items()}
+
+
+def _tell_memory(found: memory.Forecast, log: Log) -> None:
+    say(f"  memory              {found.peak_bytes / 1e9:>6.2f} GB  {found.reason}")
+    log({"step": 0, "micro_batch_tokens": found.micro_batch_tokens, "forecast_bytes": found.peak_bytes})
 
 
 def heed(found: list[watch.Fault], mode: str, warnings: dict[str, str]) -> None:
@@ -371,7 +375,9 @@ def _course(settings: Settings, steps: int) -> watch.Course:
     return watch.Course(settings.learning_rate, settings.epochs, steps, warmup_steps, settings.patience)
 
 
-def _entry(number: int, of: int, done: StepResult, rate: float, norm: float, seconds: float) -> dict[str, Any]:
+def _entry(
+    number: int, of: int, done: StepResult, rate: float, norm: float, seconds: float, micro_batch_tokens: int
+) -> dict[str, Any]:
     return {
         "step": number,
         "of": of,
@@ -382,4 +388,5 @@ def _entry(number: int, of: int, done: StepResult, rate: float, norm: float, sec
         "tokens": done.tokens,
         "tokens_per_second": done.tokens / seconds,
         "step_seconds": seconds,
+        "micro_batch_tokens": micro_batch_tokens,
     }

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.models.packed import Scorer
-from tunesmith.train.batches import micro_batches
+from tunesmith.train.batches import micro_batches, shares
 
 T = TypeVar("T")
 
@@ -49,6 +49,11 @@ class Processes:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def divided_by(self) -> int:
+        """Into how many parts the model is divided."""
+        return self.count if self.sharded else 1
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -158,17 +163,6 @@ def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together, which all processes have to ask for; any other as it is."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
-
-
-def shares(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
-    """The rows of each of `count` processes, nearly equal in tokens: longest first, each to who has least so far."""
-    parts: list[list[int]] = [[] for _ in range(count)]
-    tokens = [0] * count
-    for row in sorted(rows, key=lambda i: -lengths[i]) if count > 1 else rows:
-        least = tokens.index(min(tokens))
-        parts[least].append(row)
-        tokens[least] += lengths[row]
-    return parts
 
 
 def _decoder_layers(scorer: Scorer) -> list[nn.Module]:

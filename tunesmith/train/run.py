@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from tunesmith.core import hardware, interrupt, store, unfinished
+from tunesmith.core import interrupt, store, unfinished
 from tunesmith.core.console import Bar, progress, say
 from tunesmith.core.step import Artifact
 from tunesmith.models import base as bases
@@ -48,7 +48,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     import torch
 
     from tunesmith.models import load, methods, packed
-    from tunesmith.train import checkpoint, loop
+    from tunesmith.train import checkpoint, loop, memory
     from tunesmith.train.objectives import sft
     from tunesmith.train.processes import join
 
@@ -59,7 +59,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
         saved = checkpoint.newest(kept)
     threads = processes.agree(lambda: resume.threads(saved, processes.count))
     torch.set_num_threads(threads.value)
-    measured = hardware.reset_peak_memory()
+    measured = memory.reset_peak()
     settings = _settings(chosen, dataset)
     rows, validation = packed.Tokens(dataset.folder, "train"), packed.Tokens(dataset.folder, "validation")
     warnings = _warnings(rows, settings)
@@ -96,7 +96,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     return {
         "base": base.model_dump(),
         **_facts(outcome),
-        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "peak_memory_bytes": memory.peak_bytes(),
         "peak_memory_of": "training" if measured else "the whole process",
         "processes": processes.count,
         "threads": {"value": threads.value, "reason": threads.reason},
@@ -206,5 +206,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "learnt_tokens": outcome.learnt_tokens,
         "tokens_per_second": round(outcome.tokens_per_second, 1),
         "train_seconds": round(outcome.seconds, 2),
+        "micro_batch_tokens": outcome.micro_batch_tokens,
+        "forecast_memory_bytes": outcome.forecast_bytes,
         "trainable_parameters": sum(tensor.numel() for tensor in outcome.best.values()),
     }

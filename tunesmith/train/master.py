@@ -1,0 +1,80 @@
+"""fp32 copies of what trains.
+
+At a learning rate of 1e-4, an update is smaller than the distance between neighbouring bf16 numbers, so that parameters
+kept in bf16 alone would round most of it away. The optimizer therefore works on exact copies, and the model computes
+with their rounding; gradients of many passes are summed in fp32 too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tunesmith.core.errors import ModelError
+from tunesmith.models.packed import Scorer
+from tunesmith.train.processes import ALONE, Processes, whole
+
+State = dict[str, Tensor]
+
+
+class Master:
+    """fp32 copies of the trainable parameters: the optimizer works on them, the model computes with their rounding."""
+
+    def __init__(self, scorer: Scorer, processes: Processes = ALONE) -> None:
+        self.processes = processes
+        named = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
+        self.names, self.working = list(named), list(named.values())
+        self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
+
+    def collect(self) -> None:
+        """Adds the gradients of one backward pass to the exact ones: in bf16, sums over many passes would drift."""
+        for exact, working in zip(self.exact, self.working):
+            if working.grad is not None:
+                exact.grad = working.grad.float() if exact.grad is None else exact.grad.add_(working.grad)
+                working.grad = None
+
+    def forget(self) -> None:
+        """Throws away the gradients of this step."""
+        for parameter in (*self.exact, *self.working):
+            parameter.grad = None
+
+    def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float, normaliser: int) -> float:
+        """One optimizer step on the exact parameters, rounded back into the model; returns the gradient's norm. A
+        gradient that is not finite changes nothing."""
+        for exact in self.exact:
+            if exact.grad is not None:
+                exact.grad /= normaliser
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.exact, max_grad_norm)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        self.round()
+        return norm
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Gives the model the exact parameters in its own precision."""
+        for exact, working in zip(self.exact, self.working):
+            working.copy_(exact)
+
+    def state(self) -> State:
+        """A copy of the trainable tensors by the model's names, in fp32, outside the accelerator's memory; sharded,
+        only in the first process."""
+        held = {name: exact.detach() for name, exact in zip(self.names, self.exact)}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.processes.whole(held).items()}
+
+    @torch.no_grad()
+    def load(self, state: State) -> None:
+        if state.keys() != set(self.names):
+            raise ModelError(
+                "the checkpoint holds other parameters than those that train",
+                "it was written by another version of tunesmith or of a library",
+                "tunesmith run --fresh starts the step over",
+            )
+        for name, exact in zip(self.names, self.exact):
+            exact.copy_(self.processes.divide(state[name], exact))
+        self.round()

@@ -1,0 +1,206 @@
+"""How much memory a run will take, measured before its first step.
+
+A formula knows shapes; it does not know the library, the kernels and the allocator. So the longest row goes forward
+and backward once, and then the micro-batch that takes most of all the run's, which is known because the order of the
+rows is. To what that takes come the optimizer's moments, which the first step allocates, and what matrix products of
+every further size leave behind: on a CPU, oneDNN keeps the machine code that it makes for a shape (docs/log.md). If the
+sum is more than there is, micro-batches become smaller: sums over an optimizer step, and with them the result, stay the
+same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tunesmith.core import hardware
+from tunesmith.core.errors import ResourceError
+from tunesmith.models.packed import Tokens, pack
+from tunesmith.train.batches import micro_batches
+
+SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
+HOLES = 1.2  # what a pass takes in a heap with holes, over what it takes in a fresh one
+MARGIN = 1.04  # of the forecast over all that
+NEAR = 0.95  # of the forecast: past it, free memory goes back to the system between two passes
+CANDIDATES = 16  # micro-batches whose shared beginnings are looked at, to find the heaviest
+LOOKED_AT = 512  # micro-batches whose sizes are counted
+NOT_ENOUGH = sys.maxsize
+
+Rows = list[int]
+
+
+class Exhausted(Exception):
+    """A pass needed more memory than there is, in this process or in one of those that train with it."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a forward and backward pass took: the process's bytes before it, at its peak and when all was done."""
+
+    before: int
+    peak: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Tokens of a micro-batch at most, and the peak bytes of the process in a run with such micro-batches."""
+
+    micro_batch_tokens: int
+    peak_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a pass's memory grows with: its tokens, and its pairs of a query and a key, whose weights are kept."""
+
+    tokens: int
+    pairs: int
+
+
+def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
+    """Measures a pass; `forget` throws away what it leaves."""
+    hardware.give_memory_back()
+    before = resident_bytes()
+    reset_peak()
+    try:
+        one_pass()
+    except (MemoryError, RuntimeError, Exhausted) as error:
+        if not exhausted(error):
+            raise
+        return Rehearsal(before, NOT_ENOUGH, before)
+    finally:
+        peak = peak_bytes()
+        forget()
+    hardware.give_memory_back()
+    return Rehearsal(before, peak, resident_bytes())
+
+
+def forecast(
+    rehearsal: Callable[[Rows, bool], Rehearsal],
+    tokens: Tokens,
+    steps: list[Rows],
+    wanted: int,
+    *,
+    pair_bytes: int,
+    pending_bytes: int,
+    limit_bytes: int,
+) -> Forecast:
+    """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
+
+    `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
+    those of an earlier one are there to be added. `pair_bytes` is what a pass keeps for each pair of a
+    query and a key, `pending_bytes` what the optimizer will allocate. Raises ResourceError where the longest row alone
+    is too much.
+    """
+    longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
+    one, length = extent(tokens, longest), tokens.lengths[longest[0]]
+    alone = rehearsal(longest, False)
+    least = alone.peak + pending_bytes
+    if least > limit_bytes:
+        raise ResourceError(
+            "training does not fit into this machine's memory",
+            f"the longest row ({length:,} tokens) takes {_gb(least)}; this process may hold {_gb(limit_bytes)}",
+            "lower data.format.max_tokens, choose a smaller model (`tunesmith models`) or a method that trains less "
+            "(`train.method: lora`), or close other programs",
+        )
+    token_bytes = max(1.0, (alone.peak - alone.before - pair_bytes * one.pairs) / one.tokens)
+
+    def expected(of: Extent) -> float:
+        return alone.before + pending_bytes + token_bytes * of.tokens + pair_bytes * of.pairs
+
+    size = wanted
+    while True:
+        batches = [rows for step in steps for rows in micro_batches(step, tokens.lengths, size)]
+        heaviest = _heaviest(tokens, batches, expected)
+        smallest = size <= length
+        if smallest or expected(extent(tokens, heaviest)) <= limit_bytes:
+            peak = _peak(rehearsal, tokens, batches, heaviest, one, summed=len(batches) > len(steps)) + pending_bytes
+            if smallest or peak <= limit_bytes:
+                break
+        size = max(length, int(0.8 * size))
+    peak = int(MARGIN * peak)
+    told = f"measured: the longest row takes {_gb(least)}, the run will take {_gb(peak)} of {_gb(limit_bytes)}"
+    return Forecast(size, peak, told if size == wanted else f"{wanted:,} would not fit; {told}")
+
+
+def _peak(
+    rehearsal: Callable[[Rows, bool], Rehearsal],
+    tokens: Tokens,
+    batches: list[Rows],
+    heaviest: Rows,
+    known: Extent,
+    *,
+    summed: bool,
+) -> float:
+    """The peak over all passes, less what the optimizer adds: the heaviest, in a heap with holes, and what sizes that
+    no pass has had so far will leave behind."""
+    heavy = rehearsal(heaviest, summed)
+    sizes = {extent(tokens, rows).tokens: rows for rows in batches[:LOOKED_AT]}
+    new = {size: rows for size, rows in sizes.items() if size != known.tokens}
+    left = heavy if extent(tokens, heaviest).tokens in new else rehearsal(new[max(new)], summed) if new else None
+    remains = max(0, left.after - left.before) * len(new) if left else 0
+    return heavy.before + HOLES * (heavy.peak - heavy.before) + remains
+
+
+def extent(tokens: Tokens, rows: Rows) -> Extent:
+    documents = pack(tokens, rows, torch.device("cpu")).documents
+    before = documents.lengths[0] if documents.shared else 0
+    pairs = sum(n * (n + (before if i else 0)) for i, n in enumerate(documents.lengths))
+    return Extent(sum(documents.lengths), pairs)
+
+
+def _heaviest(tokens: Tokens, batches: list[Rows], expected: Callable[[Extent], float]) -> Rows:
+    """The micro-batch that takes most. Beginnings that rows share are looked at where it matters."""
+
+    def bound(rows: Rows) -> float:
+        lengths = [tokens.lengths[i] for i in rows]
+        return expected(Extent(sum(lengths), sum(n * n for n in lengths)))
+
+    return max(sorted(batches, key=bound)[-CANDIDATES:], key=lambda rows: expected(extent(tokens, rows)))
+
+
+def stay_below(forecast_bytes: int) -> None:
+    """To be called between two passes: gives free memory back to the system where the process holds nearly as much as
+    was forecast. Tensors of new sizes do not fit into the holes that others left in the C library's heap, which
+    therefore grows; but to give memory back after every pass would cost a fifth of the speed."""
+    if not torch.cuda.is_available() and hardware.resident_bytes() > NEAR * forecast_bytes:
+        hardware.give_memory_back()
+
+
+def limit_bytes(processes: int) -> int:
+    """What this process may come to hold: what it holds now, and its share of most of what is free."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return resident_bytes() + int(SHARE * free)
+    return resident_bytes() + int(SHARE * hardware.free_memory_bytes()) // processes
+
+
+def resident_bytes() -> int:
+    return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else hardware.resident_bytes()
+
+
+def reset_peak() -> bool:
+    """Starts the peak anew; False where the system does not allow it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    return hardware.reset_peak_memory()
+
+
+def peak_bytes() -> int:
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else hardware.peak_memory_bytes()
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether an allocation failed: torch has a type for it on a GPU, and only a sentence on a CPU."""
+    known = isinstance(error, Exhausted | MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
