@@ -19,7 +19,7 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadscope
 
 docs: install
 	$(BIN)/python docs/generate.py

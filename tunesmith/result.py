@@ -80,6 +80,10 @@ class Training(_Part):
     tokens_per_second: float
     seconds: float
     peak_memory_bytes: int
+    forecast_memory_bytes: int
+    """The peak as it was forecast before the first step."""
+    micro_batch_tokens: int
+    """Tokens of a forward and backward pass at most: the plan's, or what memory allowed."""
     steps: int
     best_step: int
     validation_loss: float | None

@@ -32,6 +32,8 @@ def _sections(results: Path) -> list[str]:
                 sections += ["Techniques one at a time, each on top of those above it:", ladder(found["ladder"])]
     if found_curves := [_read(path) for path in sorted(results.glob("curve-*.json"))]:
         sections += ["### Losses beside TRL's", curves([c for c in found_curves if c])]
+    if found := _read(results / "memory.json"):
+        sections += ["### Memory: forecast and measured", memory(found)]
     for name, title in (("rival_search.json", "LoRA"), ("rival_search_full.json", "all weights")):
         if found := _read(results / name):
             sections += [f"### TRL's best configuration: {title}", trials(found)]
@@ -121,6 +123,21 @@ def trials(found: Found) -> str:
     budget = found["budget"]
     said = f"{budget['steps']} steps each, the first not timed, at most {budget['seconds']:.0f} s; {found['measured']}."
     return _table(("configuration", "tokens/s", "runs", "peak GB", ""), lines) + "\n\n" + said
+
+
+def memory(found: Found) -> str:
+    heads = ("rows", "method", "tokens of a pass", "of a step", "steps", "forecast GB", "peak GB", "forecast / peak")
+    return _table(heads, [_memory_cells(case) for case in found["cases"]]) + f"\n\n{found['measured']}."
+
+
+def memory_line(case: Found) -> str:
+    return "  ".join(f"{cell!s:>8}" for cell in _memory_cells(case))
+
+
+def _memory_cells(case: Found) -> tuple[Any, ...]:
+    sizes = case["micro_batch_tokens"], case["batch_tokens"], case["steps"]
+    peaks = case["forecast_bytes"] / 1e9, case["peak_bytes"] / 1e9
+    return case["rows"], case["method"], *sizes, *(f"{peak:.2f}" for peak in peaks), f"{case['ratio']:.3f}"
 
 
 def _ratio(found: Found, name: str) -> str:

@@ -35,6 +35,7 @@ ROUNDS: list[list[dict[str, Any]]] = [
     [*PRECISIONS, {"checkpointing": True}],
     [{"attention": attention, **layout} for attention in ("sdpa", "eager") for layout in LAYOUTS],
     PRECISIONS,
+    [{"checkpointing": False}, {"checkpointing": True}],  # what it gains depends on the layout
     [{"adapter": "bf16"}],
     [{"short_spins": True}],
     [{"compiled": True}],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tunesmith.kernels import attention, plain
+from tunesmith.kernels import attention, cuda, plain
 from tunesmith.kernels.attention import Documents, Heads
+from tunesmith.kernels.cuda import Layout
 from tunesmith.kernels.plain import Operations
 
 Shape = dict[str, Any]
@@ -89,3 +92,48 @@ def test_a_shared_beginning_is_the_beginning_repeated(operations: Operations) ->
     for found, wanted in zip(gradients, others):
         torch.testing.assert_close(found[:5], wanted[:5] + wanted[8:13])
         torch.testing.assert_close(found[5:], torch.cat([wanted[5:8], wanted[13:]]))
+
+
+def by_hand(q_NHD: Tensor, k_KGD: Tensor, v_KGD: Tensor, at: Layout, heads: Heads) -> Tensor:
+    """Attention of each range of queries to its range of keys, the last query against the last key."""
+    found = []
+    starts_q, starts_k = at.starts_q.tolist(), at.starts_k.tolist()
+    assert at.longest_q == max(b - a for a, b in pairwise(starts_q))
+    assert at.longest_k == max(b - a for a, b in pairwise(starts_k))
+    for (q0, q1), (k0, k1) in zip(pairwise(starts_q), pairwise(starts_k)):
+        k_KHD, v_KHD = (x[k0:k1].repeat_interleave(heads.H // heads.G, 1) for x in (k_KGD, v_KGD))
+        back_NK = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0) - torch.arange(k1 - k0)
+        seen_NK = (back_NK >= 0) & (back_NK < (heads.window or k1))
+        scores_HNK = torch.einsum("nhd,khd->hnk", q_NHD[q0:q1], k_KHD) * heads.scale
+        weights_HNK = scores_HNK.masked_fill(~seen_NK, -torch.inf).softmax(-1)
+        found.append(torch.einsum("hnk,khd->nhd", weights_HNK, v_KHD))
+    return torch.cat(found)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=SHAPES)
+def test_each_document_gets_its_keys(same: Any, shape: Shape) -> None:
+    found = run(partial(cuda.document_attention, attend=by_hand), shape, torch.float32)
+    same(found, run(attention.reference, shape, torch.float32))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_flash_attention_takes_what_it_is_given(shared: bool) -> None:
+    """Traced forward and backward with tensors that have shapes and no values: flash attention itself needs a GPU."""
+    heads = Heads(9, 3, 64, 0.125, 100)
+    q, k, v = (torch.empty(12, n * 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (9, 3, 3))
+    value = cuda.document_attention(q, k, v, Documents([5, 3, 4], shared), heads)
+    value.sum().backward()
+    assert value.shape == (12, 9 * 64)
+    assert [x.grad.shape for x in (q, k, v) if x.grad is not None] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("window", [None, 40])
+def test_flash_attention_agrees_with_the_reference(same_direction: Any, shared: bool, window: int | None) -> None:
+    shape = {"lengths": [70, 1, 150], "shared": shared, "past": 0, "groups": 3, "repeat": 3, "depth": 64}
+    shape |= {"window": window, "seed": 0}
+    with torch.device("cuda"):
+        found = run(cuda.document_attention, shape, torch.bfloat16)
+        same_direction(found, run(attention.reference, shape, torch.bfloat16, wide=True))

@@ -107,3 +107,31 @@ def test_virtual_tokens_give_what_peft_gives(kind: Any, share: bool) -> None:
     (name,) = gradients
     (gradient,) = torch.autograd.grad(loss, [p for p in tuned.parameters() if p.requires_grad])
     torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("config", [None, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")], ids=str)
+def test_tokens_that_round_a_pack_up_change_nothing(monkeypatch: pytest.MonkeyPatch, config: Any) -> None:
+    """Neither log-probabilities nor gradients, those of embeddings and head included."""
+    draw = np.random.default_rng(0)
+    rows = Rows([(draw.integers(0, 97, length).tolist(), 3) for length in (37, 90, 71, 102)])
+    scorer = packed.fast(model(config))
+    batch = packed.pack(rows, [0, 1, 2, 3], CPU)
+    assert sum(batch.lengths) == 300
+    assert batch.ids_1T.shape == batch.positions_1T.shape == (1, 304)
+    assert sum(batch.documents.lengths) == 304
+    rounded = logprobs_and_gradients(scorer, batch)
+    monkeypatch.setattr(packed, "rounded", lambda length: length)
+    plain = logprobs_and_gradients(scorer, packed.pack(rows, [0, 1, 2, 3], CPU))
+    assert len(rounded[0]) == 300 - 4 * 3
+    torch.testing.assert_close(rounded[0], plain[0], rtol=1e-5, atol=1e-6)
+    for name, gradient in plain[1].items():
+        torch.testing.assert_close(rounded[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@given(st.integers(1, 100_000))
+def test_packs_have_few_lengths(length: int) -> None:
+    found = packed.rounded(length)
+    assert length <= found <= length * 33 / 32
+    assert packed.rounded(found) == found
+    below = 1 << (length.bit_length() - 1)
+    assert len({packed.rounded(n) for n in range(below, min(2 * below, below + 4000))}) <= 33

@@ -38,4 +38,10 @@ def test_a_fraction_of_an_epoch_visits_that_share() -> None:
 def test_micro_batches_hold_every_row_within_the_budget(lengths: list[int], budget: int) -> None:
     batches = micro_batches(list(range(len(lengths))), lengths, budget)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= budget for batch in batches)
+    tokens = [sum(lengths[i] for i in batch) for batch in batches]
+    assert all(len(batch) == 1 or held <= budget for batch, held in zip(batches, tokens))
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_micro_batches_leave_no_small_rest() -> None:
+    assert micro_batches(list(range(11)), [100] * 11, 1000) == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]

@@ -142,6 +142,7 @@ def played_train(plan: Artifact, dataset: Artifact, out: Path) -> dict[str, Any]
         "base": {"name": "tiny", "identity": "tiny@main", "licence": "MIT"}, "steps": 40, "planned_steps": 40,
         "stopped_early": False, "best_step": 30 if checks else 40, "validation_loss": checks.get(30), "tokens": 3200,
         "tokens_per_second": 412.3, "train_seconds": 7.76, "peak_memory_bytes": 3_346_882_560,
+        "forecast_memory_bytes": 3_401_000_000, "micro_batch_tokens": 2048,
         "peak_memory_of": "training", "trainable_parameters": 4_884_480, "kernels": [],
         "threads": {"value": 2, "reason": "one for each core"},
     }  # fmt: skip

@@ -25,6 +25,7 @@ class Machine:
     memory_bytes: int
     bf16: bool
     name: str
+    gpu: bool = False
 
 
 def probe() -> Machine:
@@ -33,7 +34,7 @@ def probe() -> Machine:
     name = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
     gpu = _gpu()
     if gpu:
-        return Machine(cores(), gpu[1], True, gpu[0])
+        return Machine(cores(), gpu[1], True, gpu[0], gpu=True)
     return Machine(cores(), _memory_bytes(), "avx512_bf16" in flags or "amx_bf16" in flags, name)
 
 

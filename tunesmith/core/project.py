@@ -192,7 +192,7 @@ class Train(Section):
     batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in one optimizer step."""
     micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
-    """Tokens in one forward and backward pass: lower it when memory is short; the result stays the same."""
+    """Tokens in one forward and backward pass, at most: fewer where memory is short; the result stays the same."""
     precision: Literal["bf16", "fp32"] | None = None
     """Number format of the frozen weights and of the computation."""
     warmup: Fraction = 0.05

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels import attention, head, layer, native, plain
+from tunesmith.kernels import attention, cuda, head, layer, native, plain
 from tunesmith.kernels.attention import Documents, Heads
 from tunesmith.kernels.layer import Shape
 from tunesmith.kernels.plain import Operations
@@ -50,25 +50,31 @@ def choose(dtype: torch.dtype, device: torch.device, cache: Path | None = None) 
             notes.append(f"kernel {name}: {fault}; training uses the slower reference")
         return fault is None
 
-    attend, logprobs = partial(attention.document_attention, operations), partial(head.label_logprobs, operations)
+    attend: Fn = partial(attention.document_attention, operations)
+    logprobs: Fn = partial(head.label_logprobs, operations)
     whole, plain_layer = partial(layer.layer, operations), partial(layer.reference, operations)
+    if device.type == "cuda" and dtype in cuda.DTYPES:
+        attend, whole = cuda.document_attention, cuda.compiled_layer()
     if not agrees("attention", attend, attention.reference, _attention_problem(dtype, device)):
-        attend = attention.reference  # type: ignore[assignment]
+        attend = attention.reference
     if not agrees("head", logprobs, head.reference, _head_problem(dtype, device)):
-        logprobs = head.reference  # type: ignore[assignment]
+        logprobs = head.reference
     fused = agrees("layer", partial(_flatly, whole), partial(_flatly, plain_layer), _layer_problem(dtype, device))
     return Kernels(attend, logprobs, whole if fused else None, tuple(notes))
 
 
 def _operations(dtype: torch.dtype, device: torch.device, cache: Path | None) -> tuple[Operations, list[str]]:
     """The compiled operations, as far as there are any and they agree with plain torch."""
-    if device.type != "cpu" or dtype not in native.DTYPES or cache is None:
-        return plain.OPERATIONS, []
     try:
-        operations, notes = native.operations(native.load(cache)), list[str]()
+        if device.type == "cuda":
+            operations, notes = cuda.operations(), list[str]()
+        elif device.type == "cpu" and dtype in native.DTYPES and cache is not None:
+            operations, notes = native.operations(native.load(cache)), list[str]()
+        else:
+            return plain.OPERATIONS, []
     except native.Unavailable as reason:
         return plain.OPERATIONS, [f"no compiled kernels: {reason}; training is slower and learns the same"]
-    for name, problem in _operation_problems(dtype).items():
+    for name, problem in _operation_problems(dtype, device).items():
         fault = _difference(vars(operations)[name], vars(plain.OPERATIONS)[name], problem, _COSINE[dtype])
         if fault:
             operations = replace(operations, **{name: vars(plain.OPERATIONS)[name]})
@@ -81,7 +87,7 @@ def disagreement(fast: Fn, reference: Fn, problem: tuple[Any, ...], cosine: floa
     reference runs in fp32: both would round in bf16, and add their errors."""
     try:
         found, wanted = _value_and_gradients(fast, problem), _value_and_gradients(reference, _in_fp32(problem))
-    except RuntimeError as error:
+    except (RuntimeError, ImportError, TypeError) as error:
         return f"it fails here ({str(error).splitlines()[0]})"
     for i, (a, b) in enumerate(zip(found, wanted)):
         if not _alike(a, b, cosine):
@@ -94,7 +100,10 @@ def _difference(fast: Fn, reference: Fn, problem: tuple[Any, ...], cosine: float
     results = []
     for fn in (fast, reference):
         arguments = [a.clone() if isinstance(a, Tensor) else a for a in problem]
-        returned = fn(*arguments)
+        try:
+            returned = fn(*arguments)
+        except (RuntimeError, ImportError, TypeError) as error:
+            return f"it fails here ({str(error).splitlines()[0]})"
         results.append([*(returned if isinstance(returned, tuple) else (returned,)), *arguments])
     pairs = [(a, b) for a, b in zip(*results) if isinstance(a, Tensor)]
     return None if all(_alike(a, b, cosine) for a, b in pairs) else "it differs from plain torch"
@@ -160,24 +169,24 @@ def _flatly(fn: Fn, x_ND: Tensor, cos: Tensor, sin: Tensor, documents: Documents
     return result
 
 
-def _operation_problems(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+def _operation_problems(dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Any, ...]]:
     """Small arguments for every function of plain.py; the scores' window and offset hide keys on both sides."""
     make = torch.Generator().manual_seed(0)
 
     def tensor(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=make).to(dtype)
+        return torch.randn(*shape, generator=make).to(device, dtype)
 
-    turn = tensor(9, 16), tensor(9, 16)
+    turn, rstd = (tensor(9, 16), tensor(9, 16)), torch.rand(9, generator=make).to(device)
     weights = tensor(3, 4, 9)
     plain.softmax_(weights, 5, None)
     return {
         "norm": (tensor(9, 48), tensor(48), 1e-5),
-        "norm_backward": (tensor(9, 48), tensor(9, 48), tensor(48), torch.rand(9, generator=make), tensor(9, 48), True),
+        "norm_backward": (tensor(9, 48), tensor(9, 48), tensor(48), rstd, tensor(9, 48), True),
         "swiglu": (tensor(9, 64),),
         "swiglu_backward": (tensor(9, 32), tensor(9, 64)),
         "to_documents": (tensor(9, 48), [5, 1, 3], 16, turn, 0.5),
         "to_tokens": (tensor(9 * 48), [5, 1, 3], 16, turn, 0.5, tensor(9, 48)),
         "softmax_": (tensor(3, 4, 9), 5, 6),
         "softmax_backward_": (tensor(3, 4, 9), weights, 5),
-        "label_softmax_": (tensor(9, 31), torch.randint(31, (9,), generator=make)),
+        "label_softmax_": (tensor(9, 31), torch.randint(31, (9,), generator=make).to(device)),
     }

@@ -7,7 +7,7 @@ But the gradient of a token's log-probability with respect to its hidden state,
 
 needs nothing from backward except one factor per token. Where the head is frozen, the forward pass therefore computes
 u_i while the logits of a chunk are at hand and keeps it (N x D values); backward is one multiplication. Two matrix
-products instead of three, logits live for one chunk of `CHUNK` tokens, and any loss that is a function of per-token
+products instead of three, logits live for one chunk of tokens, and any loss that is a function of per-token
 log-probabilities can stand on top. Only label positions come in: what has no label never meets the head.
 
 A head that is trained needs the factors before it can add up its own gradient. The derivatives with respect to the
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tunesmith.kernels.plain import Operations
 
-CHUNK = 256  # tokens; 256 x 49,152 bf16 logits are 25 MB
+CHUNK = {"cpu": 256, "cuda": 4096}  # tokens; 256 x 49,152 bf16 logits are 25 MB, and a GPU wants larger products
 KEPT_BYTES = 256 << 20
 
 
@@ -49,8 +49,9 @@ class _LabelLogprobs(torch.autograd.Function):
         logp_N = torch.empty(N, dtype=torch.float32, device=h_ND.device)
         correct_N = torch.empty(N, dtype=torch.bool, device=h_ND.device)
         unit_ND = torch.empty_like(h_ND) if ctx.needs_input_grad[0] and not trained else None
-        d_NV = h_ND.new_empty(N if keep else min(N, CHUNK), V)
-        for rows in _chunks(N):
+        chunk = CHUNK.get(h_ND.device.type, N)
+        d_NV = h_ND.new_empty(N if keep else min(N, chunk), V)
+        for rows in _chunks(N, chunk):
             d_CV = d_NV[rows] if keep else d_NV[: rows.stop - rows.start]
             torch.mm(h_ND[rows], w_VD.t(), out=d_CV)
             logp_N[rows], correct_N[rows] = operations.label_softmax_(d_CV, y_N[rows])
@@ -74,7 +75,7 @@ class _LabelLogprobs(torch.autograd.Function):
             dw_VD = torch.mm(d_NV.t(), weighted_ND)
         else:
             dw_VD = torch.zeros_like(w_VD, dtype=torch.float32)
-            for rows in _chunks(len(y_N)):
+            for rows in _chunks(len(y_N), CHUNK.get(h_ND.device.type, len(y_N))):
                 d_CV = torch.mm(h_ND[rows], w_VD.t())
                 ctx.operations.label_softmax_(d_CV, y_N[rows])
                 torch.mm(d_CV, w_VD, out=dh_ND[rows])
@@ -82,5 +83,5 @@ class _LabelLogprobs(torch.autograd.Function):
         return (dh_ND * grad_N1).to(h_ND.dtype), dw_VD.to(w_VD.dtype), None, None
 
 
-def _chunks(tokens: int) -> list[slice]:
-    return [slice(at, min(at + CHUNK, tokens)) for at in range(0, tokens, CHUNK)]
+def _chunks(tokens: int, chunk: int) -> list[slice]:
+    return [slice(at, min(at + chunk, tokens)) for at in range(0, tokens, chunk)]

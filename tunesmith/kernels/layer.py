@@ -78,30 +78,43 @@ def reference(
     operations: Operations, x_ND: Tensor, turn: Turn, documents: Documents, shape: Shape, parameters: Parameters
 ) -> Tensor:
     """Plain torch with autograd, an operation at a time; `operations` is not used."""
-    p, heads, scales = parameters, shape.heads, iter(shape.scales)
+    q_NC, k_NC, v_NC = before_attention(x_ND, turn, shape, parameters)
+    o_NC = attention.reference(q_NC, k_NC, v_NC, documents, shape.heads)
+    return after_attention(x_ND, o_NC, shape, parameters)
 
-    def norm(x: Tensor, weight: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + shape.eps)).to(x.dtype) * weight
 
-    def linear(x: Tensor, of: Linear) -> Tensor:
-        y, scale = torch.nn.functional.linear(x, of.weight, of.bias), next(scales)
-        return y if of.a is None or of.b is None else y + scale * (x @ of.a.t()) @ of.b.t()
+def before_attention(x_ND: Tensor, turn: Turn, shape: Shape, p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, turned."""
 
     def turned(x_NC: Tensor, weight: Tensor | None) -> Tensor:
-        x_NHD = x_NC.unflatten(1, (-1, heads.D))
-        x_NHD = x_NHD if weight is None else norm(x_NHD, weight)
+        x_NHD = x_NC.unflatten(1, (-1, shape.heads.D))
+        x_NHD = x_NHD if weight is None else _norm(x_NHD, weight, shape.eps)
         if turn:
             low, high = x_NHD.chunk(2, -1)
             x_NHD = x_NHD * turn[0][:, None] + torch.cat([-high, low], -1) * turn[1][:, None]
         return x_NHD.flatten(1)
 
-    h_ND = norm(x_ND, p.norm)
-    q_NC, k_NC, v_NC = linear(h_ND, p.q), linear(h_ND, p.k), linear(h_ND, p.v)
-    o_NC = attention.reference(turned(q_NC, p.q_norm), turned(k_NC, p.k_norm), v_NC, documents, heads)
-    x_ND = x_ND + linear(o_NC, p.o)
-    h_ND = norm(x_ND, p.middle_norm)
-    return x_ND + linear(torch.nn.functional.silu(linear(h_ND, p.gate)) * linear(h_ND, p.up), p.down)
+    h_ND = _norm(x_ND, p.norm, shape.eps)
+    q_NC, k_NC, v_NC = (_linear(h_ND, of, s) for of, s in zip((p.q, p.k, p.v), shape.scales))
+    return turned(q_NC, p.q_norm), turned(k_NC, p.k_norm), v_NC
+
+
+def after_attention(x_ND: Tensor, o_NC: Tensor, shape: Shape, p: Parameters) -> Tensor:
+    """The layer's output from its input and what attention made of it."""
+    o, gate, up, down = shape.scales[3:]
+    x_ND = x_ND + _linear(o_NC, p.o, o)
+    h_ND = _norm(x_ND, p.middle_norm, shape.eps)
+    return x_ND + _linear(torch.nn.functional.silu(_linear(h_ND, p.gate, gate)) * _linear(h_ND, p.up, up), p.down, down)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+def _linear(x: Tensor, of: Linear, scale: float) -> Tensor:
+    y = torch.nn.functional.linear(x, of.weight, of.bias)
+    return y if of.a is None or of.b is None else y + scale * (x @ of.a.t()) @ of.b.t()
 
 
 class _Layer(torch.autograd.Function):

@@ -20,7 +20,8 @@ from tunesmith.models import base as bases
 from tunesmith.models import names
 from tunesmith.plan import estimate
 
-VERSION = 2
+VERSION = 3
+_PASS_TOKENS = {False: 2048, True: 16384}  # on a GPU or not: larger passes take more memory and are no faster
 _PINNED = "pinned in the project file"
 _METHODS = {
     "full": "every weight of the model: the most room to learn and to forget, and the most memory",
@@ -206,9 +207,9 @@ def _micro_batch_tokens(
 ) -> Decision:
     per_token = estimate.bytes_per_token(model, precision, longest)
     fits = max(0, machine.memory_bytes // 2 - resident) // per_token
-    value = int(max(longest, min(fits, batch_tokens, 4096)))
+    value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[machine.gpu])))
     peak_bytes = resident + value * per_token
-    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {machine.memory_bytes / 1e9:.0f} GB"
+    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {machine.memory_bytes / 1e9:.0f} GB, to be measured"
     if peak_bytes > machine.memory_bytes:
         raise ResourceError(
             f"training needs {told}",

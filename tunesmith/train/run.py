@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunesmith.train.loop import Outcome, Settings
     from tunesmith.train.processes import Processes
 
-VERSION = 2
+VERSION = 3
 
 
 def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Memory: what is forecast, how it is kept to, and what happens where there is not enough."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tunesmith.core.errors import ResourceError
+from tunesmith.core.step import Artifact
+from tunesmith.models import load, methods
+from tunesmith.models.base import Base
+from tunesmith.models.packed import Packed, Scorer, Tokens, fast
+from tunesmith.train import loop, memory
+from tunesmith.train.batches import micro_batches
+from tunesmith.train.memory import Extent, Rehearsal
+from tunesmith.train.objectives import sft
+
+REST, TOKEN, PAIR = 1_000_000, 1_000, 2
+SETTINGS = loop.Settings(
+    learning_rate=1e-2, epochs=1.0, batch_tokens=1200, micro_batch_tokens=1200, evaluations=1, patience=None,
+    warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0)  # fmt: skip
+
+
+class Rows(Tokens):
+    """Rows of these lengths, no two of which begin alike."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.ends = np.cumsum(lengths)
+        self.ids = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        self.learnt = np.ones(len(self.ids), dtype=bool)
+
+
+class Machine:
+    """Passes whose memory grows as it does in truth; a pass of a size that was not seen leaves `new_size` behind."""
+
+    def __init__(self, tokens: Tokens, new_size: int = 0) -> None:
+        self.tokens, self.new_size = tokens, new_size
+        self.seen: set[int] = set()
+        self.asked: list[list[int]] = []
+
+    def bytes(self, of: Extent) -> int:
+        return TOKEN * of.tokens + PAIR * of.pairs
+
+    def rehearsal(self, rows: list[int], summed: bool) -> Rehearsal:
+        self.asked.append(rows)
+        of = memory.extent(self.tokens, rows)
+        before = REST + self.new_size * len(self.seen)
+        self.seen.add(of.tokens)
+        return Rehearsal(before, before + self.bytes(of), REST + self.new_size * len(self.seen))
+
+
+def forecast(machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9) -> memory.Forecast:
+    return memory.forecast(
+        machine.rehearsal, machine.tokens, steps, wanted, pair_bytes=PAIR, pending_bytes=50_000, limit_bytes=limit
+    )
+
+
+def test_the_heaviest_micro_batch_is_rehearsed() -> None:
+    """Of two with the same tokens that is the one with the longer rows: it has more pairs."""
+    tokens = Rows([100, 100, 200, 150, 50, 60])
+    machine = Machine(tokens)
+    found = forecast(machine, [[0, 1, 4], [2, 4], [3, 5]], 250)
+    assert found.micro_batch_tokens == 250
+    assert machine.asked[:2] == [[2], [2, 4]]
+    heavy = machine.bytes(memory.extent(tokens, [2, 4]))
+    assert found.peak_bytes == int(memory.MARGIN * (REST + memory.HOLES * heavy + 50_000))
+
+
+def test_each_new_size_is_counted() -> None:
+    sizes = [40, 41, 42, 43]  # all with tokens of their own; the longest row's is known
+    found = forecast(Machine(Rows(sizes), new_size=7_000), [[i] for i in range(4)], 10)
+    without = forecast(Machine(Rows(sizes)), [[i] for i in range(4)], 10)
+    assert found.peak_bytes - without.peak_bytes == pytest.approx(memory.MARGIN * (3 + 1) * 7_000, abs=2)
+
+
+def test_micro_batches_become_as_small_as_need_be() -> None:
+    tokens = Rows([100] * 16)
+    generous = forecast(Machine(tokens), [list(range(16))], 1600)
+    limit = (generous.peak_bytes + REST) // 2
+    found = forecast(Machine(tokens), [list(range(16))], 1600, limit)
+    assert 400 < found.micro_batch_tokens < 1600
+    assert found.peak_bytes <= memory.MARGIN * limit
+    assert found.reason.startswith("1,600 would not fit")
+
+
+def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run() -> None:
+    tokens = Rows([100] * 16)
+    machine = Machine(tokens)
+
+    def rehearsal(rows: list[int], summed: bool) -> Rehearsal:
+        found = machine.rehearsal(rows, summed)
+        return found if len(rows) <= 4 else replace(found, peak=memory.NOT_ENOUGH)
+
+    found = memory.forecast(
+        rehearsal, tokens, [list(range(16))], 1600, pair_bytes=PAIR, pending_bytes=0, limit_bytes=10**9
+    )
+    batches = micro_batches(list(range(16)), tokens.lengths, found.micro_batch_tokens)
+    assert max(map(len, batches)) == 4
+
+
+def test_where_the_longest_row_does_not_fit_it_says_so() -> None:
+    with pytest.raises(ResourceError, match=r"does not fit.*memory") as raised:
+        forecast(Machine(Rows([100, 300])), [[0, 1]], 400, limit=REST + 50_000)
+    assert "the longest row (300 tokens)" in raised.value.why
+
+
+def test_only_what_allocations_raise_is_taken_for_a_lack_of_memory() -> None:
+    for size in (1 << 60, 1 << 46):
+        with pytest.raises(RuntimeError) as raised:
+            torch.empty(size, dtype=torch.uint8)
+        assert memory.exhausted(raised.value)
+    assert memory.exhausted(MemoryError())
+    assert not memory.exhausted(RuntimeError("shapes do not match"))
+
+
+def scorer_of(tiny: Base) -> Scorer:
+    assert tiny.folder is not None
+    return fast(methods.attach(load.model(tiny.folder, "fp32", packed=True), methods.Method("lora", 4, 8.0), 0))
+
+
+def short_of_memory(more_than: int, from_pass: int) -> Callable[[Scorer, Packed], sft.Loss]:
+    """The objective of supervised tuning on a machine that runs out of memory over packs of more than so many tokens,
+    from the given pass on."""
+    passes = iter(range(1_000_000))
+
+    def objective(scorer: Scorer, batch: Packed) -> sft.Loss:
+        found = sft.loss(scorer, batch)
+        if next(passes) >= from_pass and sum(batch.lengths) > more_than:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return found
+
+    return objective
+
+
+def test_out_of_memory_halves_the_micro_batch_and_nothing_else(
+    tiny: Base, dataset: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, validation = Tokens(dataset.folder, "train"), Tokens(dataset.folder, "validation")
+    logs: list[list[dict[str, Any]]] = []
+    outcomes = []
+    for objective in (sft.loss, short_of_memory(700, from_pass=6)):
+        logs.append([])
+        outcomes.append(loop.train(scorer_of(tiny), objective, rows, validation, SETTINGS, logs[-1].append, None, None))
+    whole, halved = ([entry for entry in log if "loss" in entry] for log in logs)
+    assert {entry["micro_batch_tokens"] for entry in whole} == {1200}
+    sizes = [entry["micro_batch_tokens"] for entry in halved]
+    assert sizes[0] == 1200
+    assert sizes[-1] == outcomes[1].micro_batch_tokens == 600
+    assert "ran out of memory; micro-batches of 600 tokens" in outcomes[1].warnings["memory"]
+    assert "the optimizer's steps hold the same rows" in capsys.readouterr().err
+    for one, other in zip(whole, halved, strict=True):
+        assert other["tokens"] == one["tokens"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
+
+
+def test_where_one_row_is_too_much_the_run_ends_with_an_explanation(tiny: Base, dataset: Artifact) -> None:
+    rows, validation = Tokens(dataset.folder, "train"), Tokens(dataset.folder, "validation")
+    with pytest.raises(ResourceError, match="not enough memory for step"):
+        loop.train(scorer_of(tiny), short_of_memory(1, from_pass=4), rows, validation, SETTINGS, lambda entry: None)
+
+
+MEASURED = """
+import json, sys
+from pathlib import Path
+from tunesmith.core import hardware
+hardware.calm_threads()
+from tunesmith.models import load, methods, packed
+from tunesmith.train import loop, memory
+from tunesmith.train.objectives import sft
+
+method, base, rows, settings = sys.argv[1], Path(sys.argv[2]), packed.Tokens(Path(sys.argv[3]), "train"), sys.argv[4]
+model = load.model(base, "bf16", packed=True)
+scorer = packed.fast(methods.attach(model, methods.Method(method, 16, 32.0), 0))
+done = loop.train(scorer, sft.loss, rows, rows, loop.Settings(**json.loads(settings)), lambda entry: None)
+print(json.dumps([done.forecast_bytes, memory.peak_bytes(), done.steps]))
+"""
+
+
+@pytest.mark.parametrize(("method", "micro", "batch"), [("lora", 300, 900), ("full", 500, 1000)])
+def test_the_forecast_holds(base: Base, dataset: Artifact, method: str, micro: int, batch: int) -> None:
+    """On the real model, in a process of its own: never under, and no more than a tenth above."""
+    settings = {**vars(SETTINGS), "batch_tokens": batch, "micro_batch_tokens": micro, "evaluations": 0}
+    arguments = [method, str(base.folder), str(dataset.folder), json.dumps(settings)]
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    forecast_bytes, peak_bytes, steps = json.loads(done.stdout.splitlines()[-1])
+    assert steps > 3
+    assert peak_bytes <= forecast_bytes <= 1.1 * peak_bytes
