@@ -113,7 +113,8 @@ def test_the_loss_after_the_merge_is_measured_and_told(shown: tunesmith.Show) ->
 
 def test_the_rows_are_learnt_on_what_the_stage_left(shown: tunesmith.Show, lively: bases.Base) -> None:
     """The validation loss before the first step is that of the stage's model on the rows, and not that of the base."""
-    first = next(store.read_jsonl(folder_of(shown, "train") / "metrics.jsonl"))
+    log = store.read_jsonl(folder_of(shown, "train") / "metrics.jsonl")
+    first = next(entry for entry in log if "validation_loss" in entry)
     rows = Tokens(folder_of(shown, "format"), "validation")
     losses = [
         plain_loss(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), rows)

@@ -62,7 +62,7 @@ def test_swiglu(compiled: Operations, N: int, I: int, dtype: torch.dtype, seed: 
 
 @CASES
 @given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5),
     heads=st.integers(1, 4),
     depth=st.sampled_from([2, 6, 64]),
     turned=st.booleans(),
@@ -70,18 +70,25 @@ def test_swiglu(compiled: Operations, N: int, I: int, dtype: torch.dtype, seed: 
     seed=SEEDS,
 )
 def test_heads(
-    compiled: Operations, lengths: list[int], heads: int, depth: int, turned: bool, dtype: torch.dtype, seed: int
+    compiled: Operations,
+    sizes: list[tuple[int, int]],
+    heads: int,
+    depth: int,
+    turned: bool,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
-    """Also of a part of wider rows, which is how q, k and v lie beside each other."""
+    """Also of a part of wider rows, which is how q, k and v lie beside each other, and with room behind documents."""
+    lengths, rooms = [length for length, _ in sizes], [length + more for length, more in sizes]
     N, C = sum(lengths), heads * depth
-    wide, documents, cos, sin = tensors(seed, dtype, (N, C + 5), (N * C,), (N, depth), (N, depth))
+    wide, documents, cos, sin = tensors(seed, dtype, (N, C + 5), (sum(rooms) * C,), (N, depth), (N, depth))
     turn = (cos, sin) if turned else None
     both = compiled, plain.OPERATIONS
-    found, wanted = (ops.to_documents(wide[:, 3 : 3 + C], lengths, depth, turn, 0.5).float() for ops in both)
+    found, wanted = (ops.to_documents(wide[:, 3 : 3 + C], lengths, rooms, depth, turn, 0.5).float() for ops in both)
     torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-5)
     out = [wide.clone(), wide.clone()]
     for ops, whole in zip(both, out):
-        ops.to_tokens(documents, lengths, depth, turn, 0.5, whole[:, 3 : 3 + C])
+        ops.to_tokens(documents, lengths, rooms, depth, turn, 0.5, whole[:, 3 : 3 + C])
     torch.testing.assert_close(out[0].float(), out[1].float(), rtol=2**-7, atol=1e-5)
 
 
@@ -121,8 +128,8 @@ def test_plain_gradients_are_those_of_autograd(same: Any, N: int, D: int, seed: 
     cos, sin = torch.cos(x.detach()), torch.sin(x.detach())
     if D % 2 == 0:
         back = torch.zeros(N, D)
-        plain.to_tokens(grad.float().flatten(), [N], D, (cos, sin), 0.5, back)
-        documents = plain.to_documents(x, [N], D, (cos, sin), 0.5)
+        plain.to_tokens(grad.float().flatten(), [N], [N], D, (cos, sin), 0.5, back)
+        documents = plain.to_documents(x, [N], [N], D, (cos, sin), 0.5)
         same([back], torch.autograd.grad(documents, x, grad.float().flatten()))
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from tunesmith.kernels.plain import Operations
 
+ROOM = 8  # tokens; oneDNN keeps code for a thousand shapes of products, and each length makes seven (docs/log.md)
 BLOCK = 256  # queries; less would starve the matrix products, more would compute what causality hides
 
 Past = tuple[Tensor, Tensor] | None  # keys and values before all documents, (G, S, D) each
@@ -41,6 +43,12 @@ class Documents:
 
     lengths: list[int]
     shared: bool = False
+
+    @cached_property
+    def rooms(self) -> list[int]:
+        """How many tokens each has room for while attention is computed: a multiple of `ROOM`. No query of a document
+        sees the keys behind its last one. Those of a shared beginning would be seen, so that it gets what it needs."""
+        return [n if self.shared and i == 0 else -(-n // ROOM) * ROOM for i, n in enumerate(self.lengths)]
 
 
 @dataclass(frozen=True)
@@ -105,14 +113,14 @@ class _DocumentAttention(torch.autograd.Function):
         rest: tuple[Operations, Documents, Heads],
     ) -> Tensor:
         operations, documents, heads = ctx.rest = rest
-        lengths, D = documents.lengths, heads.D
-        q = operations.to_documents(q_TC.contiguous(), lengths, D, None, heads.scale)
-        k, v = (operations.to_documents(x.contiguous(), lengths, D, None, 1.0) for x in (k_TC, v_TC))
+        into, D = (documents.lengths, documents.rooms), heads.D
+        q = operations.to_documents(q_TC.contiguous(), *into, D, None, heads.scale)
+        k, v = (operations.to_documents(x.contiguous(), *into, D, None, 1.0) for x in (k_TC, v_TC))
         past = None if past_k is None or past_v is None else (past_k, past_v)
         o, weights = forward(operations, q, k, v, documents, heads, past)
         ctx.save_for_backward(q, k, v, past_k, past_v, *weights)
         o_TC = torch.empty_like(q_TC, memory_format=torch.contiguous_format)
-        operations.to_tokens(o, lengths, D, None, 1.0, o_TC)
+        operations.to_tokens(o, *into, D, None, 1.0, o_TC)
         return o_TC
 
     @staticmethod
@@ -120,11 +128,12 @@ class _DocumentAttention(torch.autograd.Function):
         operations, documents, heads = ctx.rest
         q, k, v, past_k, past_v, *weights = ctx.saved_tensors
         past = None if past_k is None else (past_k, past_v)
-        grad = operations.to_documents(gradients[0].contiguous(), documents.lengths, heads.D, None, 1.0)
+        into = documents.lengths, documents.rooms
+        grad = operations.to_documents(gradients[0].contiguous(), *into, heads.D, None, 1.0)
         grads, past_grads = backward(operations, grad, (q, k, v), weights, documents, heads, past)
         tokens = [grad.new_empty(sum(documents.lengths), n * heads.D) for n in (heads.H, heads.G, heads.G)]
         for part, out_TC, scale in zip(grads, tokens, (heads.scale, 1.0, 1.0)):
-            operations.to_tokens(part, documents.lengths, heads.D, None, scale, out_TC)
+            operations.to_tokens(part, *into, heads.D, None, scale, out_TC)
         return *tokens, *(past_grads or (None, None)), None
 
 
@@ -222,8 +231,8 @@ def _longer(new_GUD: Tensor, sum_GUD: Tensor | None) -> Tensor:
 
 
 def _parts(flat: Tensor, count: int, documents: Documents, heads: Heads) -> list[Tensor]:
-    """Each document's `count` heads, (count, L, D)."""
-    sizes = [length * count * heads.D for length in documents.lengths]
+    """Each document's `count` heads, (count, L, D), where L is its room."""
+    sizes = [room * count * heads.D for room in documents.rooms]
     return [part.view(count, -1, heads.D) for part in flat.split(sizes)]
 
 

@@ -134,7 +134,7 @@ class _Layer(torch.autograd.Function):
         q, k, v = _heads(operations, qkv_NC, turn, documents, shape, p)
         o, weights = attention.forward(operations, q, k, v, documents, shape.heads, None)
         o_NC = x_ND.new_empty(x_ND.shape[0], shape.heads.H * shape.heads.D)
-        operations.to_tokens(o, documents.lengths, shape.heads.D, None, 1.0, o_NC)
+        operations.to_tokens(o, documents.lengths, documents.rooms, shape.heads.D, None, 1.0, o_NC)
         middle_ND, low_o = _project(o_NC, (p.o,), s[3:4], x_ND)
         h_ND, middle_rstd_N = operations.norm(middle_ND, p.middle_norm, shape.eps)
         pair_NC, low_pair = _project(h_ND, (p.gate, p.up), s[4:6])
@@ -300,10 +300,10 @@ def _heads(
             operations.norm(x.reshape(-1, heads.D), weight, shape.eps)[0].view(x.shape)
             for x, weight in ((q_NC, p.q_norm), (k_NC, p.k_norm))
         )
-    lengths = documents.lengths
-    q = operations.to_documents(q_NC, lengths, heads.D, turn, heads.scale)
-    k = operations.to_documents(k_NC, lengths, heads.D, turn, 1.0)
-    return q, k, operations.to_documents(v_NC, lengths, heads.D, None, 1.0)
+    into = documents.lengths, documents.rooms, heads.D
+    q = operations.to_documents(q_NC, *into, turn, heads.scale)
+    k = operations.to_documents(k_NC, *into, turn, 1.0)
+    return q, k, operations.to_documents(v_NC, *into, None, 1.0)
 
 
 def _attention_backward(
@@ -317,14 +317,14 @@ def _attention_backward(
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradient with respect to q, k, v before norm and turn, and with respect to the weights of their norms."""
-    heads, lengths = shape.heads, documents.lengths
+    heads, into = shape.heads, (documents.lengths, documents.rooms, shape.heads.D)
     inputs = _heads(operations, qkv_NC, turn, documents, shape, p)
-    grad = operations.to_documents(do_NC, lengths, heads.D, None, 1.0)
+    grad = operations.to_documents(do_NC, *into, None, 1.0)
     grads, _ = attention.backward(operations, grad, inputs, list(weights), documents, heads, None)
     dqkv_NC = torch.empty_like(qkv_NC)
     sizes = [n * heads.D for n in (heads.H, heads.G, heads.G)]
     for part, out_NC, turned, scale in zip(grads, dqkv_NC.split(sizes, 1), (turn, turn, None), (heads.scale, 1.0, 1.0)):
-        operations.to_tokens(part, lengths, heads.D, turned, scale, out_NC)
+        operations.to_tokens(part, *into, turned, scale, out_NC)
     norm_grads: list[Tensor | None] = []
     for weight, x_NC, dx_NC in zip((p.q_norm, p.k_norm), qkv_NC.split(sizes, 1), dqkv_NC.split(sizes, 1)):
         if weight is None:

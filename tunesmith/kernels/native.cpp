@@ -122,22 +122,29 @@ void swiglu_backward(const T* grad, const T* pair, T* dpair, T* out, int64_t N, 
 }
 
 // Heads of width D between token order, rows of `stride` values, and document order: document by document, head by
-// head, token by token. With cos and sin (rows of D, one per token), each head is turned (rotary embedding) by
-// `direction` times its angle on the way, and scaled.
+// head, token by token, where a document has room for more tokens than it has: what it does not fill is zero. With cos
+// and sin (rows of D, one per token), each head is turned (rotary embedding) by `direction` times its angle on the way,
+// and scaled.
 template <class T>
-void heads(T* tokens, T* documents, const int64_t* ends, int64_t count, int64_t H, int64_t D, int64_t stride,
-           const T* cos, const T* sin, float direction, float scale, int to_documents) {
+void heads(T* tokens, T* documents, const int64_t* ends, const int64_t* room_ends, int64_t count, int64_t H, int64_t D,
+           int64_t stride, const T* cos, const T* sin, float direction, float scale, int to_documents) {
     const int64_t N = ends[count - 1];
     std::vector<int64_t> document(N);
     for (int64_t i = 0, at = 0; at < N; at++) {
         while (at >= ends[i]) i++;
         document[at] = i;
     }
+    for (int64_t i = 0; to_documents && i < count; i++) {
+        const int64_t start = i ? room_ends[i - 1] : 0, room = room_ends[i] - start, L = ends[i] - (i ? ends[i - 1] : 0);
+        for (int64_t h = 0; h < H && L < room; h++)
+            std::memset((void*)(documents + start * H * D + (h * room + L) * D), 0, (room - L) * D * sizeof(T));
+    }
 #pragma omp parallel for schedule(static)
     for (int64_t at = 0; at < N; at++) {
-        const int64_t first = document[at] ? ends[document[at] - 1] : 0, L = ends[document[at]] - first;
+        const int64_t i = document[at], first = i ? ends[i - 1] : 0, start = i ? room_ends[i - 1] : 0;
+        const int64_t room = room_ends[i] - start;
         for (int64_t h = 0; h < H; h++) {
-            T* there = documents + first * H * D + (h * L + at - first) * D;
+            T* there = documents + start * H * D + (h * room + at - first) * D;
             T* here = tokens + at * stride + h * D;
             const T* from = to_documents ? here : there;
             T* to = to_documents ? there : here;
@@ -253,10 +260,10 @@ void label_softmax(T* logits, const int64_t* labels, float* logp, bool* correct,
     extern "C" void swiglu_backward_##name(const T* grad, const T* pair, T* dpair, T* out, int64_t N, int64_t I) {     \
         swiglu_backward(grad, pair, dpair, out, N, I);                                                                 \
     }                                                                                                                  \
-    extern "C" void heads_##name(T* tokens, T* documents, const int64_t* ends, int64_t count, int64_t H, int64_t D,    \
-                                 int64_t stride, const T* cos, const T* sin, float direction, float scale,             \
-                                 int to_documents) {                                                                   \
-        heads(tokens, documents, ends, count, H, D, stride, cos, sin, direction, scale, to_documents);                 \
+    extern "C" void heads_##name(T* tokens, T* documents, const int64_t* ends, const int64_t* room_ends,               \
+                                 int64_t count, int64_t H, int64_t D, int64_t stride, const T* cos, const T* sin,      \
+                                 float direction, float scale, int to_documents) {                                     \
+        heads(tokens, documents, ends, room_ends, count, H, D, stride, cos, sin, direction, scale, to_documents);      \
     }                                                                                                                  \
     extern "C" void softmax_##name(T* scores, int64_t batch, int64_t L, int64_t U, int64_t offset, int64_t window) {   \
         softmax(scores, batch, L, U, offset, window);                                                                  \

@@ -142,10 +142,16 @@ def swiglu_backward(library: ctypes.CDLL, grad_NI: Tensor, pair_N2I: Tensor) -> 
 
 
 def to_documents(
-    library: ctypes.CDLL, tokens_NC: Tensor, lengths: list[int], depth: int, turn: Turn, scale: float
+    library: ctypes.CDLL,
+    tokens_NC: Tensor,
+    lengths: list[int],
+    rooms: list[int],
+    depth: int,
+    turn: Turn,
+    scale: float,
 ) -> Tensor:
-    documents = tokens_NC.new_empty(tokens_NC.numel())
-    _heads(library, tokens_NC, documents, lengths, depth, turn, 1.0, scale, 1)
+    documents = tokens_NC.new_empty(sum(rooms) * tokens_NC.shape[1])
+    _heads(library, tokens_NC, documents, (lengths, rooms), depth, turn, 1.0, scale, 1)
     return documents
 
 
@@ -153,19 +159,20 @@ def to_tokens(
     library: ctypes.CDLL,
     documents: Tensor,
     lengths: list[int],
+    rooms: list[int],
     depth: int,
     turn: Turn,
     scale: float,
     out_NC: Tensor,
 ) -> None:
-    _heads(library, out_NC, documents.contiguous(), lengths, depth, turn, -1.0, scale, 0)
+    _heads(library, out_NC, documents.contiguous(), (lengths, rooms), depth, turn, -1.0, scale, 0)
 
 
 def _heads(
     library: ctypes.CDLL,
     tokens_NC: Tensor,
     documents: Tensor,
-    lengths: list[int],
+    lengths_and_rooms: tuple[list[int], list[int]],
     depth: int,
     turn: Turn,
     direction: float,
@@ -174,10 +181,10 @@ def _heads(
 ) -> None:
     assert tokens_NC.stride(1) == 1
     assert documents.is_contiguous()
-    ends = torch.tensor(lengths).cumsum(0)
+    ends = torch.tensor(lengths_and_rooms).cumsum(1)
     cos_ND, sin_ND = turn or (None, None)
-    shape = (len(lengths), tokens_NC.shape[1] // depth, depth, tokens_NC.stride(0))
-    arguments = (tokens_NC, documents, ends, *shape, cos_ND, sin_ND, direction, scale, to_documents)
+    shape = (ends.shape[1], tokens_NC.shape[1] // depth, depth, tokens_NC.stride(0))
+    arguments = (tokens_NC, documents, *ends, *shape, cos_ND, sin_ND, direction, scale, to_documents)
     _call(library, "heads", tokens_NC.dtype, *arguments)
 
 

@@ -6,6 +6,7 @@ Functions whose name ends in an underscore write their result over their first a
 
 Heads live in two orders. Token order is what matrix products over features want: (N, H * D). Document order is what
 attention wants: document by document, within it head by head, so that each document's heads are one contiguous block.
+There a document may have more room than it has tokens.
 """
 
 from __future__ import annotations
@@ -68,21 +69,29 @@ def swiglu_backward(grad_NI: Tensor, pair_N2I: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([dgate_NI, dup_NI], 1).to(pair_N2I.dtype), swiglu(pair_N2I)
 
 
-def to_documents(tokens_NC: Tensor, lengths: list[int], depth: int, turn: Turn, scale: float) -> Tensor:
-    """Heads of `depth` features from token to document order, turned by the rotary embedding and scaled."""
+def to_documents(
+    tokens_NC: Tensor, lengths: list[int], rooms: list[int], depth: int, turn: Turn, scale: float
+) -> Tensor:
+    """Heads of `depth` features from token to document order, turned by the rotary embedding and scaled. Each document
+    gets room for so many tokens; what it does not fill is zero."""
     heads_NHD = tokens_NC.unflatten(1, (-1, depth)).float()
     if turn:
         cos_N1D, sin_N1D = (part[:, None].float() for part in turn)
         heads_NHD = heads_NHD * cos_N1D + _rotated(heads_NHD) * sin_N1D
     heads_NHD = (heads_NHD * scale).to(tokens_NC.dtype)
-    return torch.cat([part.transpose(0, 1).flatten() for part in heads_NHD.split(lengths)])
+    parts = zip(heads_NHD.split(lengths), lengths, rooms)
+    padded = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, room - length)) for part, length, room in parts]
+    return torch.cat([part.transpose(0, 1).flatten() for part in padded])
 
 
-def to_tokens(documents: Tensor, lengths: list[int], depth: int, turn: Turn, scale: float, out_NC: Tensor) -> None:
+def to_tokens(
+    documents: Tensor, lengths: list[int], rooms: list[int], depth: int, turn: Turn, scale: float, out_NC: Tensor
+) -> None:
     """The transpose of `to_documents`: what it makes of values, this makes of their gradients; written to `out_NC`."""
     heads = out_NC.shape[1] // depth
-    parts = documents.split([length * heads * depth for length in lengths])
-    heads_NHD = torch.cat([p.view(heads, -1, depth).transpose(0, 1) for p in parts]).float() * scale
+    parts = documents.split([room * heads * depth for room in rooms])
+    filled = [p.view(heads, -1, depth)[:, :length].transpose(0, 1) for p, length in zip(parts, lengths)]
+    heads_NHD = torch.cat(filled).float() * scale
     if turn:
         cos_N1D, sin_N1D = (part[:, None].float() for part in turn)
         heads_NHD = heads_NHD * cos_N1D - _rotated(heads_NHD * sin_N1D)
