@@ -22,8 +22,8 @@ from tunesmith.models.packed import Tokens, pack
 from tunesmith.train.batches import micro_batches
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
-HOLES = 1.05  # what a pass takes in a heap with holes, over what it takes in a fresh one
-MARGIN = 1.03  # of the forecast over all that
+HOLES = 1.04  # what a pass takes in a heap with holes, over what it takes in a fresh one
+MARGIN = 1.02  # of the forecast over all that
 NEAR = 0.95  # of the forecast: past it, free memory goes back to the system between two passes
 CANDIDATES = 16  # micro-batches whose shared beginnings are looked at, to find the heaviest
 LOOKED_AT = 512  # micro-batches whose sizes are counted
