@@ -48,14 +48,20 @@ def same() -> Compare:
 
 
 @pytest.fixture(scope="session")
-def same_direction() -> Compare:
-    """The cosine of each pair is at least 0.999; `wanted` was computed in fp32 from the same values."""
+def same_direction() -> Callable[..., None]:
+    """The cosine of each pair is at least 0.999; `wanted` was computed in fp32 from the same values. A gradient of few
+    values may be off by more where plain torch, in the same precision, is: three times as far as that at most."""
 
-    def compare(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> None:
+    def off(a: Tensor, b: Tensor) -> float:
+        x, y = a.double().flatten(), b.double().flatten()
+        return 1 - float(torch.dot(x, y) / (x.norm() * y.norm()))
+
+    def compare(
+        found: Sequence[Tensor | None], wanted: Sequence[Tensor | None], rounded: Sequence[Tensor | None] | None = None
+    ) -> None:
         assert len(found) == len(wanted)
-        for a, b in zip(found, wanted):
-            if a is not None and b is not None and b.norm() > 1e-4 * b.numel() ** 0.5:
-                x, y = a.double().flatten(), b.double().flatten()
-                assert torch.dot(x, y) >= 0.999 * x.norm() * y.norm()
+        for a, b, plainly in zip(found, wanted, rounded or wanted):
+            if a is not None and b is not None and plainly is not None and b.norm() > 1e-4 * b.numel() ** 0.5:
+                assert off(a, b) <= max(1e-3, 3 * off(plainly, b))
 
     return compare
