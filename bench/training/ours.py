@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +13,9 @@ from training.runs import Job, Meter, request_and_answer
 from tunesmith.core import hardware
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tunesmith.kernels.apply import Kernels
     from tunesmith.models.packed import Scorer, Tokens
-    from tunesmith.train.loop import StepResult
+    from tunesmith.train.loop import Run, StepResult
 
 Form = Literal["fast", "reference"]
 
@@ -84,25 +82,29 @@ def _kernels(kernels: Kernels, engine: Engine, model: Any) -> Kernels:
 
 
 def _train(scorer: Scorer, tokens: Tokens, job: Job, engine: Engine, meter: Meter) -> None:
-    """The engine's own step, at a constant rate, with clipping at 1 and no decay, as on the other side."""
-    import torch
-
+    """The engine's own run and steps, at a constant rate, with clipping at 1 and no decay, as on the other side."""
     from tunesmith.train import loop
-    from tunesmith.train.master import Master
     from tunesmith.train.objectives import sft
 
-    master = Master(scorer)
-    optimizer = torch.optim.AdamW(master.exact, lr=job.learning_rate, weight_decay=0.0, fused=True)
-    step = loop.step if engine.shared_beginning else _step_without_sharing
-
-    def backward(loss: Tensor) -> None:
-        loss.backward()
-        master.collect()
-
+    steps = list(_steps(job, engine.passes))
+    settings = loop.Settings(
+        learning_rate=job.learning_rate,
+        epochs=1.0,
+        batch_tokens=1,
+        micro_batch_tokens=engine.micro_batch_tokens,
+        evaluations=0,
+        patience=None,
+        warmup=0.0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=job.seed,
+    )
+    run = loop.Run(scorer, sft.loss, settings, len(steps))
+    run.fit(tokens, steps)
     meter.begin()
-    for rows in _steps(job, engine.passes):
-        done = step(scorer, sft.loss, tokens, rows, engine.micro_batch_tokens, backward)
-        norm = master.update(optimizer, job.learning_rate, 1.0, done.normaliser)
+    for rows in steps:
+        done = run.over(tokens, rows, learn=True) if engine.shared_beginning else _without_sharing(run, tokens, rows)
+        norm = run.master.update(run.optimizer, job.learning_rate, settings.max_grad_norm, done.normaliser)
         sys.stdout.write(json.dumps({"loss": done.loss, "tokens": done.tokens}) + "\n")
         sys.stdout.flush()
         meter.step(done.loss, norm, done.tokens)
@@ -114,23 +116,16 @@ def _steps(job: Job, passes: int) -> Iterator[list[int]]:
         yield from job.order[job.warmup :]
 
 
-def _step_without_sharing(
-    scorer: Scorer,
-    objective: Any,
-    tokens: Tokens,
-    rows: list[int],
-    micro_batch_tokens: int,
-    backward: Callable[[Tensor], None],
-) -> StepResult:
-    """`loop.step` with what rows have in common repeated in each of them: a rung of the ladder."""
+def _without_sharing(run: Run, tokens: Tokens, rows: list[int]) -> StepResult:
+    """A step with what rows have in common repeated in each of them: a rung of the ladder."""
     from tunesmith.models.packed import pack
     from tunesmith.train.batches import micro_batches
     from tunesmith.train.loop import StepResult
 
     loss_sum, normaliser, lengths = 0.0, 0, tokens.lengths
-    for batch_rows in micro_batches(rows, lengths, micro_batch_tokens):
-        part = objective(scorer, pack(tokens, batch_rows, scorer.causal.device, share=False))
-        backward(part.sum)
+    for batch_rows in micro_batches(rows, lengths, run.outcome.micro_batch_tokens):
+        part = run.objective(run.scorer, pack(tokens, batch_rows, run.scorer.causal.device, share=False))
+        run.backward(part.sum)
         loss_sum += float(part.sum.detach())
         normaliser += part.normaliser
     return StepResult(loss_sum / normaliser, {}, sum(lengths[i] for i in rows), normaliser)

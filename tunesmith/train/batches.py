@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 
 
@@ -22,7 +24,7 @@ def _even(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
     """Cuts the rows, in order, into `count` runs of nearly equal tokens, so that no step is a small rest."""
     ends = np.cumsum([lengths[i] for i in rows])
     step_N = np.minimum(((ends - 1) * count) // ends[-1], count - 1)
-    return [part for part in ([r for r, s in zip(rows, step_N) if s == k] for k in range(count)) if part]
+    return [part.tolist() for part in np.split(np.array(rows), np.flatnonzero(np.diff(step_N)) + 1)]
 
 
 def micro_batches(rows: list[int], lengths: list[int], micro_batch_tokens: int) -> list[list[int]]:
@@ -41,9 +43,9 @@ def micro_batches(rows: list[int], lengths: list[int], micro_batch_tokens: int) 
 def shares(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
     """The rows in `count` parts, nearly equal in tokens: longest first, each to the part that has least so far."""
     parts: list[list[int]] = [[] for _ in range(count)]
-    tokens = [0] * count
+    least = [(0, part) for part in range(count)]  # a heap: who has fewest tokens comes first
     for row in sorted(rows, key=lambda i: -lengths[i]) if count > 1 else rows:
-        least = tokens.index(min(tokens))
-        parts[least].append(row)
-        tokens[least] += lengths[row]
+        tokens, part = least[0]
+        parts[part].append(row)
+        heapq.heapreplace(least, (tokens + lengths[row], part))
     return parts

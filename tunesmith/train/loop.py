@@ -168,7 +168,12 @@ class Run:
                     exact.grad = torch.zeros_like(exact)
                 self.backward(self.objective(self.scorer, pack(tokens, rows, self.scorer.causal.device)).sum)
 
-            found = memory.rehearse(one_pass, self.master.forget)
+            try:
+                found = memory.rehearse(one_pass, self.master.forget)
+            except (MemoryError, RuntimeError) as error:
+                if self.processes.sharded or not memory.exhausted(error):  # sharded, the others wait inside the pass
+                    raise
+                found = memory.Rehearsal(0, memory.NOT_ENOUGH, 0)
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
         shape = self.scorer.causal.config.get_text_config()

@@ -63,18 +63,14 @@ class Extent:
 
 
 def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
-    """Measures a pass; `forget` throws away what it leaves."""
+    """Measures a pass; `forget` throws away what it leaves. Raises what the pass raises, out of memory too."""
     hardware.give_memory_back()
     before = resident_bytes()
     reset_peak()
     try:
         one_pass()
-    except (MemoryError, RuntimeError, Exhausted) as error:
-        if not exhausted(error):
-            raise
-        return Rehearsal(before, NOT_ENOUGH, before)
-    finally:
         peak = peak_bytes()
+    finally:
         forget()
     hardware.give_memory_back()
     return Rehearsal(before, peak, resident_bytes())
@@ -93,21 +89,17 @@ def forecast(
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
-    those of an earlier one are there to be added. `pair_bytes` is what a pass keeps for each pair of a
-    query and a key, `pending_bytes` what the optimizer will allocate. Raises ResourceError where the longest row alone
-    is too much.
+    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. `pair_bytes` is what a pass
+    keeps for each pair of a query and a key, `pending_bytes` what the optimizer will allocate. Raises ResourceError
+    where the longest row alone is too much.
     """
     longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
     one, length = extent(tokens, longest), tokens.lengths[longest[0]]
     alone = rehearsal(longest, False)
     least = alone.peak + pending_bytes
     if least > limit_bytes:
-        raise ResourceError(
-            "training does not fit into this machine's memory",
-            f"the longest row ({length:,} tokens) takes {_gb(least)}; this process may hold {_gb(limit_bytes)}",
-            "lower data.format.max_tokens, choose a smaller model (`tunesmith models`) or a method that trains less "
-            "(`train.method: lora`), or close other programs",
-        )
+        needs = "needs more than there is" if alone.peak == NOT_ENOUGH else f"takes {_gb(least)}"
+        raise _does_not_fit(f"the longest row ({length:,} tokens) {needs}", limit_bytes)
     token_bytes = max(1.0, (alone.peak - alone.before - pair_bytes * one.pairs) / one.tokens)
 
     def expected(of: Extent) -> float:
@@ -115,13 +107,16 @@ def forecast(
 
     size = wanted
     while True:
-        batches = [rows for step in steps for rows in micro_batches(step, tokens.lengths, size)]
+        passes = [micro_batches(step, tokens.lengths, size) for step in steps]
+        batches, summed = [rows for each in passes for rows in each], any(len(each) > 1 for each in passes)
         heaviest = _heaviest(tokens, batches, expected)
         smallest = size <= length
         if smallest or expected(extent(tokens, heaviest)) <= limit_bytes:
-            peak = _peak(rehearsal, tokens, batches, heaviest, one, summed=len(batches) > len(steps)) + pending_bytes
-            if smallest or peak <= limit_bytes:
+            peak = _peak(rehearsal, tokens, batches, heaviest, one, summed=summed) + pending_bytes
+            if peak <= limit_bytes or (smallest and peak < NOT_ENOUGH):
                 break
+            if smallest:
+                raise _does_not_fit(f"a pass over {size:,} tokens needs more than there is", limit_bytes)
         size = max(length, int(0.8 * size))
     peak = int(MARGIN * peak)
     told = f"measured: the longest row takes {_gb(least)}, the run will take {_gb(peak)} of {_gb(limit_bytes)}"
@@ -145,6 +140,15 @@ def _peak(
     left = heavy if extent(tokens, heaviest).tokens in new else rehearsal(new[max(new)], summed) if new else None
     remains = max(0, left.after - left.before) * len(new) if left else 0
     return heavy.before + HOLES * (heavy.peak - heavy.before) + remains
+
+
+def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
+    return ResourceError(
+        "training does not fit into this machine's memory",
+        f"{why}; this process may hold {_gb(limit_bytes)}",
+        "lower data.format.max_tokens, choose a smaller model (`tunesmith models`) or a method that trains less "
+        "(`train.method: lora`), or close other programs",
+    )
 
 
 def extent(tokens: Tokens, rows: Rows) -> Extent:
@@ -198,7 +202,7 @@ def peak_bytes() -> int:
 
 def exhausted(error: Exception) -> bool:
     """Whether an allocation failed: torch has a type for it on a GPU, and only a sentence on a CPU."""
-    known = isinstance(error, Exhausted | MemoryError | torch.OutOfMemoryError)
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or "can't allocate memory" in str(error)
 
 
