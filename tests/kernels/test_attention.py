@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.kernels import attention, cuda, plain
-from tunesmith.kernels.attention import Documents, Heads
 from tunesmith.kernels.cuda import Layout
-from tunesmith.kernels.plain import Operations
+from tunesmith.kernels.plain import Documents, Heads, Operations
 
 Shape = dict[str, Any]
 SHAPES = st.fixed_dictionaries({
@@ -42,12 +41,20 @@ def run(fn: Any, shape: Shape, dtype: torch.dtype, wide: bool = False) -> list[T
     return [value.detach(), *(x.grad for x in (q, k, v, *(past or ())) if x.grad is not None)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(shape=SHAPES, block=st.sampled_from([3, 256]))
-def test_agrees_with_the_reference_in_fp32(operations: Operations, same: Any, shape: Shape, block: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK", block)
-        found = run(lambda *a: attention.document_attention(operations, *a), shape, torch.float32)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=SHAPES)
+def test_agrees_with_the_reference_in_fp32(operations: Operations, same: Any, shape: Shape) -> None:
+    found = run(lambda *a: attention.document_attention(operations, *a), shape, torch.float32)
+    same(found, run(attention.reference, shape, torch.float32))
+
+
+@pytest.mark.parametrize("window", [None, 50, 200])
+@pytest.mark.parametrize("shared", [False, True])
+def test_long_documents_agree_too(operations: Operations, same: Any, window: int | None, shared: bool) -> None:
+    """Longer than a block of queries and than several tiles of keys, and of no round length."""
+    shape = {"lengths": [37, 301, 1, 130], "shared": shared, "past": 41, "groups": 2, "repeat": 2, "depth": 48}
+    shape |= {"window": window, "seed": 0}
+    found = run(lambda *a: attention.document_attention(operations, *a), shape, torch.float32)
     same(found, run(attention.reference, shape, torch.float32))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tunesmith.kernels import apply, attention, cuda, layer, plain
-from tunesmith.kernels.attention import Documents
+from tunesmith.kernels.plain import Documents
 
 CPU = torch.device("cpu")
 

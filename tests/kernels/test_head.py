@@ -26,6 +26,7 @@ def run(
 
 
 @pytest.mark.parametrize("kept_bytes", [0, head.KEPT_BYTES])
+@pytest.mark.parametrize("logits_bytes", [0, head.LOGITS_BYTES["cpu"]])
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tokens=st.integers(1, 600), vocabulary=st.integers(2, 90), depth=st.integers(1, 24), seed=st.integers(0, 9),
@@ -34,6 +35,7 @@ def test_agrees_with_the_reference_in_fp32(
     operations: Operations,
     same: Any,
     kept_bytes: int,
+    logits_bytes: int,
     tokens: int,
     vocabulary: int,
     depth: int,
@@ -43,6 +45,7 @@ def test_agrees_with_the_reference_in_fp32(
     shape = (tokens, vocabulary, depth, seed, torch.float32, trained)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "KEPT_BYTES", kept_bytes)
+        patch.setitem(head.LOGITS_BYTES, "cpu", logits_bytes)
         found = run(lambda *a: head.label_logprobs(operations, *a), *shape)
     wanted = run(head.reference, *shape)
     same(found[:3], wanted[:3])

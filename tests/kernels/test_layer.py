@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.kernels import layer
-from tunesmith.kernels.attention import Documents, Heads
 from tunesmith.kernels.layer import Shape, structured
-from tunesmith.kernels.plain import Operations
+from tunesmith.kernels.plain import Documents, Heads, Operations
 
 FORMS = st.fixed_dictionaries({
     "lengths": st.lists(st.integers(1, 9), min_size=1, max_size=3), "shared": st.booleans(),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.kernels import native, plain
-from tunesmith.kernels.plain import Operations
+from tunesmith.kernels.plain import Documents, Heads, Operations
 
 CASES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -62,47 +62,32 @@ def test_swiglu(compiled: Operations, N: int, I: int, dtype: torch.dtype, seed: 
 
 @CASES
 @given(
-    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5),
-    heads=st.integers(1, 4),
-    depth=st.sampled_from([2, 6, 64]),
-    turned=st.booleans(),
-    dtype=DTYPES,
-    seed=SEEDS,
-)
-def test_heads(
-    compiled: Operations,
-    sizes: list[tuple[int, int]],
-    heads: int,
-    depth: int,
-    turned: bool,
-    dtype: torch.dtype,
-    seed: int,
-) -> None:
-    """Also of a part of wider rows, which is how q, k and v lie beside each other, and with room behind documents."""
-    lengths, rooms = [length for length, _ in sizes], [length + more for length, more in sizes]
-    N, C = sum(lengths), heads * depth
-    wide, documents, cos, sin = tensors(seed, dtype, (N, C + 5), (sum(rooms) * C,), (N, depth), (N, depth))
-    turn = (cos, sin) if turned else None
-    both = compiled, plain.OPERATIONS
-    found, wanted = (ops.to_documents(wide[:, 3 : 3 + C], lengths, rooms, depth, turn, 0.5).float() for ops in both)
-    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-5)
-    out = [wide.clone(), wide.clone()]
-    for ops, whole in zip(both, out):
-        ops.to_tokens(documents, lengths, rooms, depth, turn, 0.5, whole[:, 3 : 3 + C])
-    torch.testing.assert_close(out[0].float(), out[1].float(), rtol=2**-7, atol=1e-5)
-
-
-@CASES
-@given(
-    B=st.integers(1, 5), L=st.integers(1, 40), offset=st.integers(0, 20), hidden=st.integers(0, 7), dtype=DTYPES,
-    window=st.none() | st.integers(1, 50), seed=SEEDS)  # fmt: skip
-def test_softmax(
-    compiled: Operations, B: int, L: int, offset: int, hidden: int, window: int | None, dtype: torch.dtype, seed: int
-) -> None:
-    scores, grad = tensors(seed, dtype, (B, L, L + offset + hidden), (B, L, L + offset + hidden))
-    compare(compiled, "softmax_", [5 * scores, offset, window], dtype)
-    plain.softmax_(scores, offset, window)
-    compare(compiled, "softmax_backward_", [grad, scores, offset], dtype)
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5), shared=st.booleans(), past=st.integers(0, 3),
+    groups=st.integers(1, 3), repeat=st.integers(1, 3), depth=st.sampled_from([2, 6, 64]), turned=st.booleans(),
+    window=st.none() | st.integers(1, 30), dtype=DTYPES, seed=SEEDS)  # fmt: skip
+def test_attention(
+    compiled: Operations, lengths: list[int], shared: bool, past: int, groups: int, repeat: int, depth: int,
+    turned: bool, window: int | None, dtype: torch.dtype, seed: int) -> None:  # fmt: skip
+    """Also of parts of wider rows, which is how q, k and v lie beside each other."""
+    H, N = groups * repeat, sum(lengths)
+    sizes = [H * depth, groups * depth, groups * depth]
+    wide, grad, cos, sin, *outside = tensors(
+        seed, dtype, (N, sum(sizes)), (N, H * depth), (N, depth), (N, depth), *[(groups, past, depth)] * 2
+    )
+    turn, before = (cos, sin) if turned else None, (outside[0], outside[1]) if past else None
+    rest = turn, before, Documents(lengths, shared), Heads(H, groups, depth, depth**-0.5, window)
+    found, lse = compiled.attention(*wide.split(sizes, 1), *rest)
+    wanted, wanted_lse = plain.attention(*wide.split(sizes, 1), *rest)
+    near = {"rtol": 1e-4 if dtype == torch.float32 else 2**-7, "atol": 1e-5 if dtype == torch.float32 else 1e-3}
+    torch.testing.assert_close(found.float(), wanted.float(), **near)
+    torch.testing.assert_close(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+    results = []
+    for ops, own_lse in ((compiled, lse), (plain.OPERATIONS, wanted_lse)):
+        dwide = torch.empty_like(wide)
+        past_grads = ops.attention_backward(grad, own_lse, *wide.split(sizes, 1), *rest, dwide.split(sizes, 1))
+        results.append([dwide.float(), *(x.float() for x in past_grads or ())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, **near)
 
 
 @CASES
@@ -125,19 +110,14 @@ def test_plain_gradients_are_those_of_autograd(same: Any, N: int, D: int, seed: 
     out = plain.swiglu(pair)
     (dpair,) = torch.autograd.grad(out, pair, grad.float())
     same(plain.swiglu_backward(grad.float(), pair.detach()), (dpair, out.detach()))
-    cos, sin = torch.cos(x.detach()), torch.sin(x.detach())
-    if D % 2 == 0:
-        back = torch.zeros(N, D)
-        plain.to_tokens(grad.float().flatten(), [N], [N], D, (cos, sin), 0.5, back)
-        documents = plain.to_documents(x, [N], [N], D, (cos, sin), 0.5)
-        same([back], torch.autograd.grad(documents, x, grad.float().flatten()))
 
 
-@pytest.mark.parametrize("name", ["swiglu", "softmax_", "norm"])
+@pytest.mark.parametrize("name", ["swiglu", "attention", "norm"])
 def test_not_a_number_stays_one(compiled: Operations, name: str) -> None:
     """A diverged run must be seen as one."""
-    x = torch.full((1, 4, 4) if name == "softmax_" else (4, 4), float("nan"), dtype=torch.bfloat16)
-    rest = {"swiglu": [], "softmax_": [0, None], "norm": [torch.ones(4, dtype=torch.bfloat16), 1e-5]}[name]
+    x = torch.full((4, 4), float("nan"), dtype=torch.bfloat16)
+    attention = [torch.ones_like(x), torch.ones_like(x), None, None, Documents([4]), Heads(1, 1, 4, 0.5)]
+    rest = {"swiglu": [], "attention": attention, "norm": [torch.ones(4, dtype=torch.bfloat16), 1e-5]}[name]
     assert results(vars(compiled)[name], [x, *rest])[0].isnan().any()
 
 

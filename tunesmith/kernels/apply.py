@@ -7,6 +7,7 @@ reason is returned to be shown and recorded.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import attention, cuda, head, layer, native, plain
-from tunesmith.kernels.attention import Documents, Heads
 from tunesmith.kernels.layer import Shape
-from tunesmith.kernels.plain import Operations
+from tunesmith.kernels.plain import Documents, Heads, Operations
 
 Fn = Callable[..., Any]
 _COSINE = {torch.float32: 1 - 1e-6, torch.bfloat16: 0.999, torch.float16: 0.9999}
@@ -99,14 +99,19 @@ def _difference(fast: Fn, reference: Fn, problem: tuple[Any, ...], cosine: float
     """The same for functions without gradients, which may write over their arguments."""
     results = []
     for fn in (fast, reference):
-        arguments = [a.clone() if isinstance(a, Tensor) else a for a in problem]
+        arguments = copy.deepcopy(problem)
         try:
-            returned = fn(*arguments)
+            results.append(_tensors((fn(*arguments), arguments)))
         except (RuntimeError, ImportError, TypeError) as error:
             return f"it fails here ({str(error).splitlines()[0]})"
-        results.append([*(returned if isinstance(returned, tuple) else (returned,)), *arguments])
-    pairs = [(a, b) for a, b in zip(*results) if isinstance(a, Tensor)]
-    return None if all(_alike(a, b, cosine) for a, b in pairs) else "it differs from plain torch"
+    return None if all(_alike(a, b, cosine) for a, b in zip(*results)) else "it differs from plain torch"
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """All of them in nested tuples."""
+    if isinstance(values, tuple):
+        return [tensor for value in values for tensor in _tensors(value)]
+    return [values] if isinstance(values, Tensor) else []
 
 
 def _alike(a: Tensor, b: Tensor, cosine: float) -> bool:
@@ -170,23 +175,21 @@ def _flatly(fn: Fn, x_ND: Tensor, cos: Tensor, sin: Tensor, documents: Documents
 
 
 def _operation_problems(dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Any, ...]]:
-    """Small arguments for every function of plain.py; the scores' window and offset hide keys on both sides."""
+    """Small arguments for every function of plain.py; a query's window hides keys, and all documents begin alike."""
     make = torch.Generator().manual_seed(0)
 
     def tensor(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=make).to(device, dtype)
 
-    turn, rstd = (tensor(9, 16), tensor(9, 16)), torch.rand(9, generator=make).to(device)
-    weights = tensor(3, 4, 9)
-    plain.softmax_(weights, 5, None)
+    rstd, turn, past = torch.rand(9, generator=make).to(device), (tensor(9, 16), tensor(9, 16)), (tensor(2, 3, 16),) * 2
+    qkv, rest = (tensor(9, 64), tensor(9, 32), tensor(9, 32)), (Documents([3, 1, 5], True), Heads(4, 2, 16, 0.25, 6))
+    _, lse = plain.attention(*qkv, turn, past, *rest)
     return {
         "norm": (tensor(9, 48), tensor(48), 1e-5),
         "norm_backward": (tensor(9, 48), tensor(9, 48), tensor(48), rstd, tensor(9, 48), True),
         "swiglu": (tensor(9, 64),),
         "swiglu_backward": (tensor(9, 32), tensor(9, 64)),
-        "to_documents": (tensor(9, 48), [5, 1, 3], [5, 4, 6], 16, turn, 0.5),
-        "to_tokens": (tensor(15 * 48), [5, 1, 3], [5, 4, 6], 16, turn, 0.5, tensor(9, 48)),
-        "softmax_": (tensor(3, 4, 9), 5, 6),
-        "softmax_backward_": (tensor(3, 4, 9), weights, 5),
+        "attention": (*qkv, turn, past, *rest),
+        "attention_backward": (tensor(9, 64), lse, *qkv, turn, past, *rest, tuple(map(torch.zeros_like, qkv))),
         "label_softmax_": (tensor(9, 31), torch.randint(31, (9,), generator=make).to(device)),
     }

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import layer, plain
-from tunesmith.kernels.attention import Documents, Heads, Past
 from tunesmith.kernels.layer import Parameters, Shape
-from tunesmith.kernels.plain import Operations, Turn
+from tunesmith.kernels.plain import Documents, Heads, Operations, Past, Turn
 
 DTYPES = (torch.bfloat16, torch.float16)  # of flash attention
 

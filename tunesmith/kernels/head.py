@@ -16,6 +16,7 @@ logits, onehot - softmax, are kept in the dtype of the model as far as `KEPT_BYT
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from tunesmith.kernels.plain import Operations
 
-CHUNK = {"cpu": 256, "cuda": 4096}  # tokens; 256 x 49,152 bf16 logits are 25 MB, and a GPU wants larger products
+LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 384 << 20}  # of a chunk; 512 tokens of 49,152 bf16 logits on a CPU
+LEAST_CHUNK = 256  # tokens; fewer would starve the matrix products
 KEPT_BYTES = 256 << 20
 
 
@@ -49,9 +51,8 @@ class _LabelLogprobs(torch.autograd.Function):
         logp_N = torch.empty(N, dtype=torch.float32, device=h_ND.device)
         correct_N = torch.empty(N, dtype=torch.bool, device=h_ND.device)
         unit_ND = torch.empty_like(h_ND) if ctx.needs_input_grad[0] and not trained else None
-        chunk = CHUNK.get(h_ND.device.type, N)
-        d_NV = h_ND.new_empty(N if keep else min(N, chunk), V)
-        for rows in _chunks(N, chunk):
+        d_NV = h_ND.new_empty(N, V) if keep else _room(_chunk(w_VD), V, h_ND.dtype, h_ND.device)
+        for rows in _chunks(N, _chunk(w_VD)):
             d_CV = d_NV[rows] if keep else d_NV[: rows.stop - rows.start]
             torch.mm(h_ND[rows], w_VD.t(), out=d_CV)
             logp_N[rows], correct_N[rows] = operations.label_softmax_(d_CV, y_N[rows])
@@ -75,13 +76,29 @@ class _LabelLogprobs(torch.autograd.Function):
             dw_VD = torch.mm(d_NV.t(), weighted_ND)
         else:
             dw_VD = torch.zeros_like(w_VD, dtype=torch.float32)
-            for rows in _chunks(len(y_N), CHUNK.get(h_ND.device.type, len(y_N))):
-                d_CV = torch.mm(h_ND[rows], w_VD.t())
+            room_CV = _room(_chunk(w_VD), len(w_VD), h_ND.dtype, h_ND.device)
+            for rows in _chunks(len(y_N), _chunk(w_VD)):
+                d_CV = room_CV[: rows.stop - rows.start]
+                torch.mm(h_ND[rows], w_VD.t(), out=d_CV)
                 ctx.operations.label_softmax_(d_CV, y_N[rows])
                 torch.mm(d_CV, w_VD, out=dh_ND[rows])
                 dw_VD += torch.mm(d_CV.t(), weighted_ND[rows])
         return (dh_ND * grad_N1).to(h_ND.dtype), dw_VD.to(w_VD.dtype), None, None
 
 
+def _chunk(w_VD: Tensor) -> int:
+    """The tokens whose logits live at a time."""
+    tokens: int = LOGITS_BYTES.get(w_VD.device.type, 0) // (len(w_VD) * w_VD.element_size())
+    return max(LEAST_CHUNK, tokens)
+
+
+@lru_cache(maxsize=1)
+def _room(tokens: int, V: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For a chunk's logits, kept from pass to pass: on a CPU it takes long to fill new memory (docs/log.md)."""
+    return torch.empty(tokens, V, dtype=dtype, device=device)
+
+
 def _chunks(tokens: int, chunk: int) -> list[slice]:
-    return [slice(at, min(at + chunk, tokens)) for at in range(0, tokens, chunk)]
+    """As few as there must be, and as even as they can."""
+    count = -(-tokens // chunk)
+    return [slice(tokens * i // count, tokens * (i + 1) // count) for i in range(count)]

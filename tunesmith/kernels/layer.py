@@ -4,8 +4,8 @@
 
 Why. Run as a module tree, a layer with LoRA is some eighty operations, and autograd keeps the inputs of most of them.
 Written as one function it is eleven matrix products with one pass over memory between two of them (plain.py), and it
-keeps what backward cannot cheaply make again: x, q k v before the turn, the attention weights, the input of o, the
-middle of the layer, gate and up. Norms, heads and the feed-forward product are made again on the way back.
+keeps what backward cannot cheaply make again: x, q k v before the turn, the input of o, the middle of the layer, gate
+and up. Norms, attention scores and the feed-forward product are made again on the way back.
 
 Weights. A `Linear` is frozen or trained, with or without a bias and a low-rank update (Hu et al. 2021):
 
@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import attention
-from tunesmith.kernels.attention import Documents, Heads
-from tunesmith.kernels.plain import Operations, Turn
+from tunesmith.kernels.plain import Documents, Heads, Operations, Turn
 
 
 class Linear(NamedTuple):
@@ -131,26 +130,25 @@ class _Layer(torch.autograd.Function):
         p, s = structured(flat), shape.scales
         h_ND, rstd_N = operations.norm(x_ND, p.norm, shape.eps)
         qkv_NC, low_qkv = _project(h_ND, (p.q, p.k, p.v), s[:3])
-        q, k, v = _heads(operations, qkv_NC, turn, documents, shape, p)
-        o, weights = attention.forward(operations, q, k, v, documents, shape.heads, None)
-        o_NC = x_ND.new_empty(x_ND.shape[0], shape.heads.H * shape.heads.D)
-        operations.to_tokens(o, documents.lengths, documents.rooms, shape.heads.D, None, 1.0, o_NC)
+        qkv = _heads(operations, qkv_NC, shape, p)
+        o_NC, lse_HN = operations.attention(*qkv, turn, None, documents, shape.heads)
         middle_ND, low_o = _project(o_NC, (p.o,), s[3:4], x_ND)
         h_ND, middle_rstd_N = operations.norm(middle_ND, p.middle_norm, shape.eps)
         pair_NC, low_pair = _project(h_ND, (p.gate, p.up), s[4:6])
         y_ND, low_down = _project(operations.swiglu(pair_NC), (p.down,), s[6:], middle_ND)
-        kept = (x_ND, rstd_N, qkv_NC, o_NC, middle_ND, middle_rstd_N, pair_NC, low_qkv, low_o, low_pair, low_down)
-        ctx.save_for_backward(*kept, *(turn or (None, None)), *flat, *weights)
-        ctx.rest = operations, documents, shape, len(kept), len(flat)
+        lows = low_qkv, low_o, low_pair, low_down
+        kept = (x_ND, rstd_N, qkv_NC, lse_HN, o_NC, middle_ND, middle_rstd_N, pair_NC, *lows)
+        ctx.save_for_backward(*kept, *(turn or (None, None)), *flat)
+        ctx.rest = operations, documents, shape, len(kept)
         return y_ND
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        operations, documents, shape, kept, count = ctx.rest
+        operations, documents, shape, kept = ctx.rest
         saved = ctx.saved_tensors
-        (x_ND, rstd_N, qkv_NC, o_NC, middle_ND, middle_rstd_N, pair_NC, *low) = saved[:kept]
-        cos, sin, *flat = saved[kept : kept + 2 + count]
-        turn, weights, s = None if cos is None else (cos, sin), saved[kept + 2 + count :], shape.scales
+        (x_ND, rstd_N, qkv_NC, lse_HN, o_NC, middle_ND, middle_rstd_N, pair_NC, *low) = saved[:kept]
+        cos, sin, *flat = saved[kept:]
+        turn, s = None if cos is None else (cos, sin), shape.scales
         p, need = structured(flat), structured(ctx.needs_input_grad[5:])
         grad_ND, grads = gradients[0].contiguous(), dict[str, Any]()
 
@@ -167,7 +165,7 @@ class _Layer(torch.autograd.Function):
         do_NC, dlow_NR = _into_input(dmiddle_ND, (p.o,), s[3:4])
         (grads["o"],) = _into_weights(dmiddle_ND, o_NC, low[1], dlow_NR, (p.o,), (need.o,), s[3:4])
         dqkv_NC, grads["q_norm"], grads["k_norm"] = _attention_backward(
-            operations, do_NC, qkv_NC, turn, documents, shape, p, weights
+            operations, do_NC, lse_HN, qkv_NC, turn, documents, shape, p
         )
         h_ND = operations.norm(x_ND, p.norm, shape.eps)[0]
         triple = (p.q, p.k, p.v), (need.q, need.k, need.v)
@@ -289,48 +287,42 @@ def _into_weights(
     return found
 
 
-def _heads(
-    operations: Operations, qkv_NC: Tensor, turn: Turn, documents: Documents, shape: Shape, p: Parameters
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q (scaled), k and v in document order; q and k normalised per head where the layer does so, and turned."""
-    heads = shape.heads
-    q_NC, k_NC, v_NC = qkv_NC.split([n * heads.D for n in (heads.H, heads.G, heads.G)], 1)
+def _heads(operations: Operations, qkv_NC: Tensor, shape: Shape, p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v; the first two normalised per head where the layer does so."""
+    q_NC, k_NC, v_NC = _split(qkv_NC, shape)
     if p.q_norm is not None and p.k_norm is not None:
         q_NC, k_NC = (
-            operations.norm(x.reshape(-1, heads.D), weight, shape.eps)[0].view(x.shape)
+            operations.norm(x.reshape(-1, shape.heads.D), weight, shape.eps)[0].view(x.shape)
             for x, weight in ((q_NC, p.q_norm), (k_NC, p.k_norm))
         )
-    into = documents.lengths, documents.rooms, heads.D
-    q = operations.to_documents(q_NC, *into, turn, heads.scale)
-    k = operations.to_documents(k_NC, *into, turn, 1.0)
-    return q, k, operations.to_documents(v_NC, *into, None, 1.0)
+    return q_NC, k_NC, v_NC
+
+
+def _split(qkv_NC: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    heads = shape.heads
+    q_NC, k_NC, v_NC = qkv_NC.split([n * heads.D for n in (heads.H, heads.G, heads.G)], 1)
+    return q_NC, k_NC, v_NC
 
 
 def _attention_backward(
     operations: Operations,
     do_NC: Tensor,
+    lse_HN: Tensor,
     qkv_NC: Tensor,
     turn: Turn,
     documents: Documents,
     shape: Shape,
     p: Parameters,
-    weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradient with respect to q, k, v before norm and turn, and with respect to the weights of their norms."""
-    heads, into = shape.heads, (documents.lengths, documents.rooms, shape.heads.D)
-    inputs = _heads(operations, qkv_NC, turn, documents, shape, p)
-    grad = operations.to_documents(do_NC, *into, None, 1.0)
-    grads, _ = attention.backward(operations, grad, inputs, list(weights), documents, heads, None)
-    dqkv_NC = torch.empty_like(qkv_NC)
-    sizes = [n * heads.D for n in (heads.H, heads.G, heads.G)]
-    for part, out_NC, turned, scale in zip(grads, dqkv_NC.split(sizes, 1), (turn, turn, None), (heads.scale, 1.0, 1.0)):
-        operations.to_tokens(part, *into, turned, scale, out_NC)
-    norm_grads: list[Tensor | None] = []
-    for weight, x_NC, dx_NC in zip((p.q_norm, p.k_norm), qkv_NC.split(sizes, 1), dqkv_NC.split(sizes, 1)):
+    dqkv_NC, norm_grads = torch.empty_like(qkv_NC), list[Tensor | None]()
+    grads, inputs = _split(dqkv_NC, shape), _heads(operations, qkv_NC, shape, p)
+    operations.attention_backward(do_NC, lse_HN, *inputs, turn, None, documents, shape.heads, grads)
+    for weight, x_NC, dx_NC in zip((p.q_norm, p.k_norm), _split(qkv_NC, shape), grads):
         if weight is None:
             norm_grads.append(None)
             continue
-        x, dx = x_NC.reshape(-1, heads.D), dx_NC.reshape(-1, heads.D)
+        x, dx = x_NC.reshape(-1, shape.heads.D), dx_NC.reshape(-1, shape.heads.D)
         rstd = operations.norm(x, weight, shape.eps)[1]
         before, dweight = operations.norm_backward(dx, x, weight, rstd, torch.zeros_like(dx), True)
         dx_NC.copy_(before.view(dx_NC.shape))

@@ -1,6 +1,6 @@
-"""native.cpp, compiled once for this machine and called through its C interface.
+"""native.cpp and attention.cpp, compiled once for this machine and called through their C interface.
 
-No torch headers are needed, so that compiling takes about two seconds; the result is kept under a name made of all that
+No torch headers are needed, so that compiling takes a few seconds; the result is kept under a name made of all that
 it depends on. The library uses the OpenMP runtime that torch has loaded: a second one would bring a second pool of
 threads, and two pools on the same cores wait for each other.
 """
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.plain import Operations, Turn
+from tunesmith.kernels.plain import Documents, Heads, Operations, Past, Turn
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "attention.cpp", "numbers.h")]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -41,7 +41,7 @@ def load(cache: Path) -> ctypes.CDLL:
     if runtime is None:
         raise Unavailable("torch was not built with GNU's OpenMP here")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    parts = [SOURCE.read_text(), *FLAGS, version, _processor(), str(runtime)]
+    parts = [*(source.read_text() for source in SOURCES), *FLAGS, version, _processor(), str(runtime)]
     library = cache / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if not library.is_file():
         _compile(compiler, runtime, library)
@@ -58,14 +58,13 @@ def _compile(compiler: str, runtime: Path, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / "kernels"
-        steps = [
-            [compiler, *FLAGS, *_width(), "-c", str(SOURCE), "-o", f"{made}.o"],
-            [compiler, "-shared", f"{made}.o", str(runtime), "-o", f"{made}.so"],  # not -fopenmp: torch's runtime
-        ]
+        units = {str(source): f"{made}-{source.stem}.o" for source in SOURCES if source.suffix == ".cpp"}
+        steps = [[compiler, *FLAGS, *_width(), "-c", source, "-o", unit] for source, unit in units.items()]
+        steps.append([compiler, "-shared", *units.values(), str(runtime), "-o", f"{made}.so"])  # not -fopenmp: torch's
         for command in steps:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise Unavailable(f"the C++ compiler refuses native.cpp ({done.stderr.strip().splitlines()[-1]})")
+                raise Unavailable(f"the C++ compiler refuses our code ({done.stderr.strip().splitlines()[-1]})")
         os.replace(f"{made}.so", library)  # whole or not at all, also when two processes compile
 
 
@@ -81,17 +80,15 @@ def operations(library: ctypes.CDLL) -> Operations:
         partial(norm_backward, library),
         partial(swiglu, library),
         partial(swiglu_backward, library),
-        partial(to_documents, library),
-        partial(to_tokens, library),
-        partial(softmax_, library),
-        partial(softmax_backward_, library),
+        partial(attention, library),
+        partial(attention_backward, library),
         partial(label_softmax_, library),
     )
 
 
 def _call(library: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Tensors go as addresses, None as a null pointer, whole numbers as int64 and others as float."""
-    assert name == "heads" or all(a.is_contiguous() for a in arguments if isinstance(a, Tensor)), name
+    assert all(a.is_contiguous() or name.startswith("attention") for a in arguments if isinstance(a, Tensor)), name
     library[f"{name}_{DTYPES[dtype]}"](*[_c(a) for a in arguments])
 
 
@@ -141,60 +138,63 @@ def swiglu_backward(library: ctypes.CDLL, grad_NI: Tensor, pair_N2I: Tensor) -> 
     return dpair_N2I, out_NI
 
 
-def to_documents(
+def attention(
     library: ctypes.CDLL,
-    tokens_NC: Tensor,
-    lengths: list[int],
-    rooms: list[int],
-    depth: int,
+    q_NC: Tensor,
+    k_NC: Tensor,
+    v_NC: Tensor,
     turn: Turn,
-    scale: float,
-) -> Tensor:
-    documents = tokens_NC.new_empty(sum(rooms) * tokens_NC.shape[1])
-    _heads(library, tokens_NC, documents, (lengths, rooms), depth, turn, 1.0, scale, 1)
-    return documents
+    past: Past,
+    documents: Documents,
+    heads: Heads,
+) -> tuple[Tensor, Tensor]:
+    o_NC, lse_HN = q_NC.new_empty(len(q_NC), heads.H * heads.D), torch.empty(heads.H, len(q_NC))
+    problem = _problem((q_NC, k_NC, v_NC), turn, past, documents, heads)
+    _call(library, "attention", q_NC.dtype, *problem, o_NC, lse_HN)
+    return o_NC, lse_HN
 
 
-def to_tokens(
+def attention_backward(
     library: ctypes.CDLL,
-    documents: Tensor,
-    lengths: list[int],
-    rooms: list[int],
-    depth: int,
+    grad_NC: Tensor,
+    lse_HN: Tensor,
+    q_NC: Tensor,
+    k_NC: Tensor,
+    v_NC: Tensor,
     turn: Turn,
-    scale: float,
-    out_NC: Tensor,
-) -> None:
-    _heads(library, out_NC, documents.contiguous(), (lengths, rooms), depth, turn, -1.0, scale, 0)
+    past: Past,
+    documents: Documents,
+    heads: Heads,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> Past:
+    problem = _problem((q_NC, k_NC, v_NC), turn, past, documents, heads)
+    past_grads = tuple(torch.empty(x.shape) for x in past) if past else (None, None)
+    written = (*out, *(x.stride(0) for x in out), *past_grads)
+    _call(library, "attention_backward", grad_NC.dtype, *problem, grad_NC.contiguous(), lse_HN, *written)
+    dk_GSD, dv_GSD = past_grads
+    return None if dk_GSD is None or dv_GSD is None else (dk_GSD.to(grad_NC.dtype), dv_GSD.to(grad_NC.dtype))
 
 
-def _heads(
-    library: ctypes.CDLL,
-    tokens_NC: Tensor,
-    documents: Tensor,
-    lengths_and_rooms: tuple[list[int], list[int]],
-    depth: int,
-    turn: Turn,
-    direction: float,
-    scale: float,
-    to_documents: int,
-) -> None:
-    assert tokens_NC.stride(1) == 1
-    assert documents.is_contiguous()
-    ends = torch.tensor(lengths_and_rooms).cumsum(1)
-    cos_ND, sin_ND = turn or (None, None)
-    shape = (ends.shape[1], tokens_NC.shape[1] // depth, depth, tokens_NC.stride(0))
-    arguments = (tokens_NC, documents, *ends, *shape, cos_ND, sin_ND, direction, scale, to_documents)
-    _call(library, "heads", tokens_NC.dtype, *arguments)
-
-
-def softmax_(library: ctypes.CDLL, scores_BLU: Tensor, offset: int, window: int | None) -> None:
-    B, L, U = scores_BLU.shape
-    _call(library, "softmax", scores_BLU.dtype, scores_BLU, B, L, U, offset, U if window is None else window)
-
-
-def softmax_backward_(library: ctypes.CDLL, grad_BLU: Tensor, weights_BLU: Tensor, offset: int) -> None:
-    _call(library, "softmax_backward", grad_BLU.dtype, weights_BLU, grad_BLU, *grad_BLU.shape, offset)
+def _problem(
+    inputs: tuple[Tensor, Tensor, Tensor], turn: Turn, past: Past, documents: Documents, heads: Heads
+) -> tuple[Any, ...]:
+    """The arguments that both directions begin with. Rows of q, k and v may be parts of longer ones."""
+    assert all(x.stride(1) == 1 for x in inputs)
+    before = tuple(x.contiguous() for x in past) if past else (None, None)
+    window = torch.iinfo(torch.int32).max if heads.window is None else heads.window
+    return (
+        *inputs,
+        *(x.stride(0) for x in inputs),
+        *(turn or (None, None)),
+        *before,
+        past[0].shape[1] if past else 0,
+        torch.tensor(documents.lengths).cumsum(0),
+        len(documents.lengths),
+        int(documents.shared),
+        *(heads.H, heads.G, heads.D),
+        window,
+        float(heads.scale),
+    )
 
 
 def label_softmax_(library: ctypes.CDLL, logits_CV: Tensor, y_C: Tensor) -> tuple[Tensor, Tensor]:

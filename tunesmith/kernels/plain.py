@@ -1,17 +1,13 @@
 """The elementwise work of a decoder layer in plain torch: what native.cpp must agree with, and what runs without it.
 
-Shapes: N tokens, D features, I features of the feed-forward layer; B matrices of L queries by U keys; C rows of V
-logits.
+Shapes: N tokens, D features, I features of the feed-forward layer; in attention D features of a head, H heads of
+queries in G groups that share their keys, L queries, U keys, S keys from outside; C rows of V logits.
 Functions whose name ends in an underscore write their result over their first argument, as torch's do.
-
-Heads live in two orders. Token order is what matrix products over features want: (N, H * D). Document order is what
-attention wants: document by document, within it head by head, so that each document's heads are one contiguous block.
-There a document may have more room than it has tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +15,27 @@ import torch
 from torch import Tensor
 
 Turn = tuple[Tensor, Tensor] | None  # cosines and sines of the rotary embedding, (N, D) each
+Past = tuple[Tensor, Tensor] | None  # keys and values before all documents, (G, S, D) each
+
+
+@dataclass(frozen=True)
+class Documents:
+    """How a pack divides: the documents' lengths, and whether the first is the beginning of all the others."""
+
+    lengths: list[int]
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Heads:
+    """H query heads, G key heads, D features each; scores are multiplied by `scale`; a query sees no more than `window`
+    keys back."""
+
+    H: int
+    G: int
+    D: int
+    scale: float
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,10 +46,8 @@ class Operations:
     norm_backward: Callable[..., Any]
     swiglu: Callable[..., Any]
     swiglu_backward: Callable[..., Any]
-    to_documents: Callable[..., Any]
-    to_tokens: Callable[..., Any]
-    softmax_: Callable[..., Any]
-    softmax_backward_: Callable[..., Any]
+    attention: Callable[..., Any]
+    attention_backward: Callable[..., Any]
     label_softmax_: Callable[..., Any]
 
 
@@ -69,56 +84,89 @@ def swiglu_backward(grad_NI: Tensor, pair_N2I: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([dgate_NI, dup_NI], 1).to(pair_N2I.dtype), swiglu(pair_N2I)
 
 
-def to_documents(
-    tokens_NC: Tensor, lengths: list[int], rooms: list[int], depth: int, turn: Turn, scale: float
-) -> Tensor:
-    """Heads of `depth` features from token to document order, turned by the rotary embedding and scaled. Each document
-    gets room for so many tokens; what it does not fill is zero."""
-    heads_NHD = tokens_NC.unflatten(1, (-1, depth)).float()
+def attention(
+    q_NC: Tensor, k_NC: Tensor, v_NC: Tensor, turn: Turn, past: Past, documents: Documents, heads: Heads
+) -> tuple[Tensor, Tensor]:
+    """What attention makes of queries and keys, turned by the rotary embedding here, and values, (N, H * D); and the
+    logarithm of the sum under each query's softmax, (H, N) in fp32, which backward wants. Computed in fp32."""
+    q_HND, k_GKD, v_GKD = _heads(q_NC, k_NC, v_NC, turn, past, heads)
+    o_NHD, lse_HN = q_NC.new_empty(len(q_NC), heads.H, heads.D), q_HND.new_empty(q_HND.shape[:2])
+    for rows, keys_U, hidden_LU in _documents(documents, past, heads, q_NC.device):
+        q_GRLD = q_HND[:, rows].unflatten(0, (heads.G, -1))
+        k_G1UD, v_G1UD = (x[:, None, keys_U] for x in (k_GKD, v_GKD))
+        scores_GRLU = (q_GRLD @ k_G1UD.mT * heads.scale).masked_fill_(hidden_LU, -torch.inf)
+        lse_HN[:, rows] = scores_GRLU.logsumexp(-1).flatten(0, 1)
+        o_NHD[rows] = (scores_GRLU.softmax(-1) @ v_G1UD).flatten(0, 1).transpose(0, 1).to(o_NHD.dtype)
+    return o_NHD.flatten(1), lse_HN
+
+
+def attention_backward(
+    grad_NC: Tensor,
+    lse_HN: Tensor,
+    q_NC: Tensor,
+    k_NC: Tensor,
+    v_NC: Tensor,
+    turn: Turn,
+    past: Past,
+    documents: Documents,
+    heads: Heads,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> Past:
+    """The gradients with respect to q, k and v, before they were turned, written to `out`; and to what is past."""
+    q_HND, k_GKD, v_GKD = _heads(q_NC, k_NC, v_NC, turn, past, heads)
+    grad_HND = grad_NC.float().unflatten(1, (-1, heads.D)).transpose(0, 1)
+    dq_HND, dk_GKD, dv_GKD = (torch.zeros_like(x) for x in (q_HND, k_GKD, v_GKD))
+    for rows, keys_U, hidden_LU in _documents(documents, past, heads, q_NC.device):
+        q_GRLD, grad_GRLD = (x[:, rows].unflatten(0, (heads.G, -1)) for x in (q_HND, grad_HND))
+        k_G1UD, v_G1UD = (x[:, None, keys_U] for x in (k_GKD, v_GKD))
+        scores_GRLU = q_GRLD @ k_G1UD.mT * heads.scale - lse_HN[:, rows].unflatten(0, (heads.G, -1))[..., None]
+        weights_GRLU = scores_GRLU.exp_().masked_fill_(hidden_LU, 0.0)
+        dweights_GRLU = grad_GRLD @ v_G1UD.mT
+        dots_GRL1 = (weights_GRLU * dweights_GRLU).sum(-1, keepdim=True)
+        dscores_GRLU = weights_GRLU * (dweights_GRLU - dots_GRL1) * heads.scale
+        dq_HND[:, rows] = (dscores_GRLU @ k_G1UD).flatten(0, 1)
+        dk_GKD.index_add_(1, keys_U, (dscores_GRLU.mT @ q_GRLD).sum(1))
+        dv_GKD.index_add_(1, keys_U, (weights_GRLU.mT @ grad_GRLD).sum(1))
+    start = past[0].shape[1] if past else 0
+    for x_HND, turned, to_NC in zip((dq_HND, dk_GKD[:, start:], dv_GKD[:, start:]), (turn, turn, None), out):
+        to_NC.copy_(_turned_back(x_HND, turned).transpose(0, 1).flatten(1))
+    return (dk_GKD[:, :start].to(grad_NC.dtype), dv_GKD[:, :start].to(grad_NC.dtype)) if past else None
+
+
+def _heads(
+    q_NC: Tensor, k_NC: Tensor, v_NC: Tensor, turn: Turn, past: Past, heads: Heads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (H, N, D), and keys and values (G, S + N, D) in fp32, turned."""
+    q_HND, k_GND, v_GND = (x.float().unflatten(1, (-1, heads.D)).transpose(0, 1) for x in (q_NC, k_NC, v_NC))
     if turn:
-        cos_N1D, sin_N1D = (part[:, None].float() for part in turn)
-        heads_NHD = heads_NHD * cos_N1D + _rotated(heads_NHD) * sin_N1D
-    heads_NHD = (heads_NHD * scale).to(tokens_NC.dtype)
-    parts = zip(heads_NHD.split(lengths), lengths, rooms)
-    padded = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, room - length)) for part, length, room in parts]
-    return torch.cat([part.transpose(0, 1).flatten() for part in padded])
+        cos_ND, sin_ND = (part.float() for part in turn)
+        q_HND, k_GND = (x * cos_ND + _rotated(x) * sin_ND for x in (q_HND, k_GND))
+    if past:
+        k_GND, v_GND = (torch.cat([before.float(), x], 1) for before, x in zip(past, (k_GND, v_GND)))
+    return q_HND, k_GND, v_GND
 
 
-def to_tokens(
-    documents: Tensor, lengths: list[int], rooms: list[int], depth: int, turn: Turn, scale: float, out_NC: Tensor
-) -> None:
-    """The transpose of `to_documents`: what it makes of values, this makes of their gradients; written to `out_NC`."""
-    heads = out_NC.shape[1] // depth
-    parts = documents.split([room * heads * depth for room in rooms])
-    filled = [p.view(heads, -1, depth)[:, :length].transpose(0, 1) for p, length in zip(parts, lengths)]
-    heads_NHD = torch.cat(filled).float() * scale
-    if turn:
-        cos_N1D, sin_N1D = (part[:, None].float() for part in turn)
-        heads_NHD = heads_NHD * cos_N1D - _rotated(heads_NHD * sin_N1D)
-    out_NC.copy_(heads_NHD.flatten(1))
+def _turned_back(x_HND: Tensor, turn: Turn) -> Tensor:
+    return x_HND if turn is None else x_HND * turn[0].float() - _rotated(x_HND * turn[1].float())
 
 
-def _rotated(heads_NHD: Tensor) -> Tensor:
-    low, high = heads_NHD.chunk(2, -1)
+def _rotated(x_HND: Tensor) -> Tensor:
+    low, high = x_HND.chunk(2, -1)
     return torch.cat([-high, low], -1)
 
 
-def softmax_(scores_BLU: Tensor, offset: int, window: int | None) -> None:
-    """Query i sees the keys up to i + offset, and no more than `window` of them."""
-    scores_BLU.masked_fill_(_hidden(scores_BLU, offset, window), float("-inf"))
-    scores_BLU.copy_(scores_BLU.float().softmax(-1))
-
-
-def softmax_backward_(grad_BLU: Tensor, weights_BLU: Tensor, offset: int) -> None:
-    """From the gradient of the weights to that of the scores."""
-    grad_BLU.masked_fill_(_hidden(grad_BLU, offset, None), 0.0)  # what no query sees was never computed with care
-    wide_BLU, weights_BLU = grad_BLU.float(), weights_BLU.float()
-    grad_BLU.copy_(weights_BLU * (wide_BLU - (weights_BLU * wide_BLU).sum(-1, keepdim=True)))
-
-
-def _hidden(scores_BLU: Tensor, offset: int, window: int | None) -> Tensor:
-    ones = torch.ones(scores_BLU.shape[1:], dtype=torch.bool, device=scores_BLU.device)
-    return ones.triu(1 + offset) if window is None else ones.triu(1 + offset) | ones.tril(offset - window)
+def _documents(
+    documents: Documents, past: Past, heads: Heads, device: torch.device
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of each document the rows of its queries, which of the keys are its own or those that it begins with, and which
+    of these each query must not see."""
+    start, at = past[0].shape[1] if past else 0, 0
+    for i, length in enumerate(documents.lengths):
+        before = start + (documents.lengths[0] if documents.shared and i else 0)
+        keys_U = torch.cat([torch.arange(before), torch.arange(length) + start + at]).to(device)
+        back_LU = before + torch.arange(length, device=device)[:, None] - torch.arange(before + length, device=device)
+        yield slice(at, at + length), keys_U, (back_LU < 0) | (back_LU >= (heads.window or before + length))
+        at += length
 
 
 def label_softmax_(logits_CV: Tensor, y_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,9 +185,7 @@ OPERATIONS = Operations(
     norm_backward,
     swiglu,
     swiglu_backward,
-    to_documents,
-    to_tokens,
-    softmax_,
-    softmax_backward_,
+    attention,
+    attention_backward,
     label_softmax_,
 )

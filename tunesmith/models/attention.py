@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tunesmith.core.errors import ModelError
 from tunesmith.kernels.apply import Kernels
-from tunesmith.kernels.attention import Documents, Heads
+from tunesmith.kernels.plain import Documents, Heads
 
 NAME = "tunesmith_documents"
 Prefixes = list[tuple[Tensor, Tensor]]  # for each layer keys and values that all documents begin with, (G, S, D) each

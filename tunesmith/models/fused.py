@@ -19,8 +19,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from tunesmith.kernels.apply import Kernels
-from tunesmith.kernels.attention import Documents, Heads
 from tunesmith.kernels.layer import Linear, Parameters, Shape
+from tunesmith.kernels.plain import Documents, Heads
 from tunesmith.models.bottleneck import Bottleneck
 
 _WINDOW: dict[type[nn.Module], Callable[[Any], int | None]] = {  # the layers that the function can serve

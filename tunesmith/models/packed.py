@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedModel
 from tunesmith.core import store
 from tunesmith.core.errors import ModelError
 from tunesmith.kernels.apply import Kernels, choose
-from tunesmith.kernels.attention import Documents
+from tunesmith.kernels.plain import Documents
 from tunesmith.models import fused
 
 _LEAST_SHARED = 8  # tokens; fewer are not worth a document of their own

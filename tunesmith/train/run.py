@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunesmith.train.loop import Outcome, Settings
     from tunesmith.train.processes import Processes
 
-VERSION = 3
+VERSION = 4
 
 
 def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:

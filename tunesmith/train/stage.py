@@ -18,7 +18,7 @@ from tunesmith.train import run as training
 if TYPE_CHECKING:
     from tunesmith.models.base import Base
 
-VERSION = 2
+VERSION = 3
 
 
 def run(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
