@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,36 @@ def tiny(base: bases.Base, tmp_path_factory: pytest.TempPathFactory) -> bases.Ba
     LlamaForCausalLM(config).save_pretrained(folder)
     load.tokenizer(base.folder).save_pretrained(folder)
     return bases.locate(str(folder), Path())
+
+
+@pytest.fixture(scope="session")
+def lively(tiny: bases.Base, tmp_path_factory: pytest.TempPathFactory) -> bases.Base:
+    """The small model with larger weights: a small difference is seen, and a little training goes a long way."""
+    assert tiny.folder is not None
+    folder = tmp_path_factory.mktemp("lively")
+    model = load.model(tiny.folder, "fp32")
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data *= 8
+    model.save_pretrained(folder)
+    load.tokenizer(tiny.folder).save_pretrained(folder)
+    return bases.locate(str(folder), Path())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a real file system of a size such as "64k"."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small file system needs root")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.core.errors import settings_named
 from tunesmith.core.project import Pretrain, Project
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format, load, pipeline, split, texts
@@ -59,9 +60,10 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
 
 def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> Artifact:
     """The stage before the rows, continued pretraining: its result is a whole model, on which the rows are learnt."""
-    blocks   = step("texts", texts.run, p.texts, p.block_tokens, max_quarantined, base)  # documents, each token once
-    plan     = step("pretrain-plan", planner.run, p.train, base, blocks)
-    return step("pretrain", stage.run, plan, base, blocks)  # the same loop; then merged into one model
+    with settings_named({"train.": "pretrain.train.", "data.format.max_tokens": "pretrain.block_tokens"}):
+        blocks = step("texts", texts.run, p.texts, p.block_tokens, max_quarantined, base)  # documents, each token once
+        plan   = step("pretrain-plan", planner.run, p.train, base, blocks)
+        return step("pretrain", stage.run, plan, base, blocks)  # the same loop; then merged into one model
 # fmt: on
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,35 +147,27 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
     assert "run the same command again" in error.value.next
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def test_a_full_disk_is_recognised_inside_a_library_error(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("1m")
 
-
-def test_a_full_disk_is_recognised_inside_a_library_error(tiny_disk: Path) -> None:
     def fills(value: int, out: Path) -> dict[str, Any]:
         save_file({"x": np.zeros(1_000_000)}, out / "x.safetensors")
         return {}
 
     with pytest.raises(ResourceError, match="disk is full"):
-        Steps(tiny_disk)("fills", fills, 1)
+        Steps(disk)("fills", fills, 1)
 
 
-def test_a_disk_too_small_for_the_record_is_explained(tiny_disk: Path) -> None:
+def test_a_disk_too_small_for_the_record_is_explained(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("1m")
+
     def fills(value: int, out: Path) -> dict[str, Any]:
         (out / "rows").write_bytes(b"x" * 900_000)
         return {"long": "x" * 300_000}
 
     with pytest.raises(ResourceError, match="disk is full"):
-        Steps(tiny_disk)("fills", fills, 1)
-    assert not list((tiny_disk / "steps" / "fills").glob("[!.]*"))
+        Steps(disk)("fills", fills, 1)
+    assert not list((disk / "steps" / "fills").glob("[!.]*"))
 
 
 def test_two_runs_do_not_share_a_project(tmp_path: Path) -> None:
@@ -305,17 +297,19 @@ def test_an_output_that_is_a_file_is_explained(tmp_path: Path) -> None:
         pass
 
 
-def test_half_a_result_does_not_stay_on_a_disk_that_is_too_small(tiny_disk: Path) -> None:
+def test_half_a_result_does_not_stay_on_a_disk_that_is_too_small(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("1m")
+
     def large(value: int, out: Path) -> dict[str, Any]:
         (out / "half").write_bytes(b"x" * 300_000)
         store.require_space(out, 10_000_000, "the other half")
         return {}
 
     with pytest.raises(ResourceError) as error:
-        Steps(tiny_disk)("large", large, 1)
-    assert error.value.what == f"not enough disk space in {tiny_disk / 'steps' / 'large'}"
+        Steps(disk)("large", large, 1)
+    assert error.value.what == f"not enough disk space in {disk / 'steps' / 'large'}"
     assert "the other half needs 10 MB" in error.value.why
-    assert not list(tiny_disk.rglob("half"))
+    assert not list(disk.rglob("half"))
 
 
 def saves(numbers: Artifact, factor: int, out: Path, kept: Path) -> dict[str, Any]:

@@ -29,20 +29,6 @@ PRETRAIN = {"method": "lora", "epochs": 4, "learning_rate": 0.02, "evaluations":
 
 
 @pytest.fixture(scope="module")
-def lively(tiny: bases.Base, tmp_path_factory: pytest.TempPathFactory) -> bases.Base:
-    """The small model with larger weights, with which a little training goes a long way."""
-    assert tiny.folder is not None
-    folder = tmp_path_factory.mktemp("lively")
-    model = load.model(tiny.folder, "fp32")
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data *= 8
-    model.save_pretrained(folder)
-    load.tokenizer(tiny.folder).save_pretrained(folder)
-    return bases.locate(str(folder), Path())
-
-
-@pytest.fixture(scope="module")
 def project(lively: bases.Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The domain recipe on few rows and a two-layer model."""
     settings = yaml.safe_load((RECIPE / "tunesmith.yaml").read_text(encoding="utf-8"))
@@ -227,6 +213,15 @@ def test_a_missing_text_names_the_key(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"pretrain\.texts") as error:
         tunesmith.check(project, set=["pretrain.texts=[handbok.txt]"])
     assert "did you mean handbook.txt?" in error.value.why
+
+
+def test_an_error_of_the_stage_names_the_settings_of_the_stage(shown: tunesmith.Show, project: Path) -> None:
+    too_many = ["pretrain.train={method: prompt, virtual_tokens: 9000}"]
+    with pytest.raises(ConfigError) as error:
+        tunesmith.run(project, set=too_many, until="pretrain-plan")
+    assert error.value.what.startswith("`pretrain.train.virtual_tokens: 9000`")
+    assert "lower `pretrain.train.virtual_tokens`" in error.value.next
+    assert "`pretrain.block_tokens: " in error.value.next
 
 
 def test_the_handbook_is_what_its_script_writes() -> None:

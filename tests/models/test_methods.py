@@ -49,19 +49,6 @@ IDS = torch.randint(3, 49152, (2, 12), generator=torch.Generator().manual_seed(0
 Trained = tuple[Path, dict[str, torch.Tensor], torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def lively(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with larger weights, so that a small difference anywhere is seen in its logits."""
-    assert tiny.folder is not None
-    folder = tmp_path_factory.mktemp("lively")
-    model = load.model(tiny.folder, "fp32")
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data *= 8
-    model.save_pretrained(folder)
-    return folder
-
-
 def attached(folder: Path, method: Method, seed: int = 0, precision: str = "fp32") -> Any:
     return methods.attach(load.model(folder, precision, quantise=method.quantise), method, seed)
 
@@ -77,13 +64,13 @@ def trainable(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+def trained(lively: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
     """The folder that training by a method leaves, the trained tensors, and the logits of the trained model."""
     known: dict[str, Trained] = {}
 
     def train(name: str) -> Trained:
         if name not in known:
-            model, out = attached(lively, METHODS[name]), tmp_path_factory.mktemp(name)
+            model, out = attached(lively.folder, METHODS[name]), tmp_path_factory.mktemp(name)
             parameters = trainable(model)
             optimizer = torch.optim.AdamW(parameters.values(), lr=0.01)
             for _ in range(5):
@@ -126,31 +113,31 @@ def in_its_own_library(folder: Path, base: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_loads_in_its_own_library(trained: Callable[[str], Trained], lively: Path, name: str) -> None:
+def test_it_loads_in_its_own_library(trained: Callable[[str], Trained], lively: Base, name: str) -> None:
     folder, _, wanted = trained(name)
-    base = logits(load.model(lively, "fp32"))
+    base = logits(load.model(lively.folder, "fp32"))
     assert (wanted - base).abs().max() > 1e-2
-    found = logits(in_its_own_library(folder, lively))
+    found = logits(in_its_own_library(folder, lively.folder))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_is_scored_as_it_was_trained(trained: Callable[[str], Trained], lively: Path, name: str) -> None:
+def test_it_is_scored_as_it_was_trained(trained: Callable[[str], Trained], lively: Base, name: str) -> None:
     folder, _, wanted = trained(name)
-    torch.testing.assert_close(logits(methods.load_tuned(lively, folder, "fp32")), wanted, atol=2e-5, rtol=1e-5)
-    rounded = methods.load_tuned(lively, folder, "bf16")
+    torch.testing.assert_close(logits(methods.load_tuned(lively.folder, folder, "fp32")), wanted, atol=2e-5, rtol=1e-5)
+    rounded = methods.load_tuned(lively.folder, folder, "bf16")
     assert rounded.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(logits(rounded).float().flatten(), wanted.flatten(), 0) > 0.999
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_can_be_merged_is_one_whole_model(
-    trained: Callable[[str], Trained], lively: Path, tmp_path: Path, name: str
+    trained: Callable[[str], Trained], lively: Base, tmp_path: Path, name: str
 ) -> None:
     folder, _, wanted = trained(name)
     assert methods.mergeable(folder) == (METHODS[name].kind not in ("prompt", "prefix", "bottleneck"))
     if methods.mergeable(folder):
-        whole = methods.merged(lively, folder)
+        whole = methods.merged(lively.folder, folder)
         assert whole.dtype == torch.float32
         whole.save_pretrained(tmp_path)
         again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -160,8 +147,8 @@ def test_what_can_be_merged_is_one_whole_model(
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_trains_has_the_dtype_of_the_model(lively: Path, name: str, precision: str) -> None:
-    model = attached(lively, METHODS[name], precision=precision)
+def test_what_trains_has_the_dtype_of_the_model(lively: Base, name: str, precision: str) -> None:
+    model = attached(lively.folder, METHODS[name], precision=precision)
     assert {p.dtype for p in trainable(model).values()} == {load.DTYPES[precision]}
 
 
@@ -180,8 +167,8 @@ def test_what_trains_has_the_dtype_of_the_model(lively: Path, name: str, precisi
         ("bottleneck", ["mlp.down", "mlp.up"], ["mlp.inner", "self_attn"]),
     ],
 )  # fmt: skip
-def test_it_trains_what_it_says_and_nothing_else(lively: Path, name: str, parts: list[str], frozen: list[str]) -> None:
-    names = list(trainable(attached(lively, METHODS[name])))
+def test_it_trains_what_it_says_and_nothing_else(lively: Base, name: str, parts: list[str], frozen: list[str]) -> None:
+    names = list(trainable(attached(lively.folder, METHODS[name])))
     assert all(any(part in name for name in names) for part in parts)
     assert not [name for name in names for part in frozen if part in name]
     if name not in ("full", "freeze", "hybrid"):
@@ -189,22 +176,22 @@ def test_it_trains_what_it_says_and_nothing_else(lively: Path, name: str, parts:
 
 
 @pytest.mark.parametrize("name", ["full", "freeze", "lora", "rslora", "dora", "hybrid", "ia3", "bottleneck"])
-def test_it_begins_as_the_base(lively: Path, name: str) -> None:
+def test_it_begins_as_the_base(lively: Base, name: str) -> None:
     torch.testing.assert_close(
-        logits(attached(lively, METHODS[name])), logits(load.model(lively, "fp32")), atol=1e-5, rtol=1e-5
+        logits(attached(lively.folder, METHODS[name])), logits(load.model(lively.folder, "fp32")), atol=1e-5, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("name", ["lora", "hybrid", "prompt", "prefix", "bottleneck"])
-def test_random_parts_come_from_the_seed(lively: Path, name: str) -> None:
-    first, same, other = (trainable(attached(lively, METHODS[name], seed)) for seed in (1, 1, 2))
+def test_random_parts_come_from_the_seed(lively: Base, name: str) -> None:
+    first, same, other = (trainable(attached(lively.folder, METHODS[name], seed)) for seed in (1, 1, 2))
     assert all(torch.equal(same[key], tensor) for key, tensor in first.items())
     assert any(not torch.equal(other[key], tensor) for key, tensor in first.items())
 
 
-def test_a_prefix_begins_as_if_words_stood_before_the_text(lively: Path) -> None:
+def test_a_prefix_begins_as_if_words_stood_before_the_text(lively: Base) -> None:
     """With equal seeds, prompt and prefix tuning start from the same words: as vectors, and as keys and values."""
-    prompt, prefix = (attached(lively, METHODS[name]) for name in ("prompt", "prefix"))
+    prompt, prefix = (attached(lively.folder, METHODS[name]) for name in ("prompt", "prefix"))
     torch.testing.assert_close(logits(prompt), logits(prefix), atol=1e-4, rtol=1e-4)
 
 
@@ -219,31 +206,31 @@ def test_a_prefix_begins_as_if_words_stood_before_the_text(lively: Path) -> None
         ("hybrid", {"layers": ("norm",)}),
     ],
 )
-def test_sizes_change_what_trains(lively: Path, name: str, change: dict[str, Any]) -> None:
+def test_sizes_change_what_trains(lively: Base, name: str, change: dict[str, Any]) -> None:
     before, after = (
-        {key: p.shape for key, p in trainable(attached(lively, method)).items()}
+        {key: p.shape for key, p in trainable(attached(lively.folder, method)).items()}
         for method in (METHODS[name], replace(METHODS[name], **change))
     )
     assert before != after
 
 
 @pytest.mark.parametrize(("change", "scale"), [({}, 2.0), ({"variant": "rslora"}, 4.0), ({"alpha": 2}, 0.5)])
-def test_alpha_and_variant_scale_the_update(lively: Path, change: dict[str, Any], scale: float) -> None:
-    model = attached(lively, replace(LORA, **change))
+def test_alpha_and_variant_scale_the_update(lively: Base, change: dict[str, Any], scale: float) -> None:
+    model = attached(lively.folder, replace(LORA, **change))
     assert model.base_model.model.model.layers[0].mlp.up_proj.scaling["default"] == scale
 
 
-def test_a_tied_head_trains_as_one_weight_with_the_embedding(lively: Path) -> None:
-    model = attached(lively, Method("freeze", layers=("lm_head",)))
+def test_a_tied_head_trains_as_one_weight_with_the_embedding(lively: Base) -> None:
+    model = attached(lively.folder, Method("freeze", layers=("lm_head",)))
     assert list(trainable(model)) == ["model.embed_tokens.weight"]
 
 
-def test_layers_that_name_nothing_are_refused(lively: Path) -> None:
+def test_layers_that_name_nothing_are_refused(lively: Base) -> None:
     for method in (Method("freeze", layers=("layers.7",)), replace(LORA, layers=("layers.7",))):
         with pytest.raises(ConfigError, match="no module of this model"):
-            attached(lively, method)
+            attached(lively.folder, method)
     with pytest.raises(ConfigError, match="leaves nothing"):
-        attached(lively, replace(LORA, layers=("layers.*",)))
+        attached(lively.folder, replace(LORA, layers=("layers.*",)))
 
 
 def test_a_method_is_read_from_the_decisions_of_a_plan() -> None:
@@ -253,15 +240,15 @@ def test_a_method_is_read_from_the_decisions_of_a_plan() -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_space_it_needs_on_disk_is_known_before(trained: Callable[[str], Trained], lively: Path, name: str) -> None:
+def test_the_space_it_needs_on_disk_is_known_before(trained: Callable[[str], Trained], lively: Base, name: str) -> None:
     folder = trained(name)[0]
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    told = methods.bytes_on_disk(attached(lively, METHODS[name]))
+    told = methods.bytes_on_disk(attached(lively.folder, METHODS[name]))
     assert told <= weights < told + 8192  # the header's names
 
 
-def test_a_whole_model_is_written_as_it_computed(lively: Path, tmp_path: Path) -> None:
-    model = attached(lively, METHODS["full"], precision="bf16")
+def test_a_whole_model_is_written_as_it_computed(lively: Base, tmp_path: Path) -> None:
+    model = attached(lively.folder, METHODS["full"], precision="bf16")
     state = {name: p.detach().float() + 1e-6 for name, p in trainable(model).items()}  # past what bf16 can tell
     folder = methods.save(model, state, None, tmp_path)
     written = AutoModelForCausalLM.from_pretrained(folder)
@@ -271,8 +258,8 @@ def test_a_whole_model_is_written_as_it_computed(lively: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["lora", "bottleneck"])
-def test_an_adapter_keeps_exact_values_and_names_its_base(lively: Path, tmp_path: Path, name: str) -> None:
-    model = attached(lively, METHODS[name], precision="bf16")
+def test_an_adapter_keeps_exact_values_and_names_its_base(lively: Base, tmp_path: Path, name: str) -> None:
+    model = attached(lively.folder, METHODS[name], precision="bf16")
     state = {key: p.detach().float() + 1e-6 for key, p in trainable(model).items()}
     folder = methods.save(model, state, "org/base@abc", tmp_path)
     written = load_file(folder / "adapter_model.safetensors")
@@ -284,10 +271,10 @@ def test_an_adapter_keeps_exact_values_and_names_its_base(lively: Path, tmp_path
 
 @pytest.mark.parametrize("name", ["lora", "prompt", "prefix", "bottleneck"])
 def test_an_answer_does_not_depend_on_the_other_prompts(
-    trained: Callable[[str], Trained], lively: Path, name: str
+    trained: Callable[[str], Trained], lively: Base, name: str
 ) -> None:
     """Nor on how it is generated: each token is the likeliest by the model's own forward pass."""
-    model = methods.load_tuned(lively, trained(name)[0], "fp32")
+    model = methods.load_tuned(lively.folder, trained(name)[0], "fp32")
     prompts = [[5, 6, 7], [3000, 400, 5000, 600, 7000, 800, 900], [20]]
     together = generate.answers(model, prompts, [2], 6, 3)
     assert together == [generate.answers(model, [prompt], [2], 6, 1)[0] for prompt in prompts]
@@ -299,19 +286,19 @@ def test_an_answer_does_not_depend_on_the_other_prompts(
 
 @pytest.mark.parametrize("name", ["prompt", "prefix", "bottleneck"])
 def test_an_answer_is_streamed_as_it_is_scored(
-    trained: Callable[[str], Trained], lively: Path, tiny: Base, name: str
+    trained: Callable[[str], Trained], lively: Base, tiny: Base, name: str
 ) -> None:
     assert tiny.folder is not None
-    model, tokenizer = methods.load_tuned(lively, trained(name)[0], "fp32"), load.tokenizer(tiny.folder)
+    model, tokenizer = methods.load_tuned(lively.folder, trained(name)[0], "fp32"), load.tokenizer(tiny.folder)
     answer = generate.answers(model, [[500, 600, 700]], [2], 6, 1)[0]
     streamed = "".join(generate.stream(model, tokenizer, [500, 600, 700], [2], 6))
     assert streamed == tokenizer.decode(answer, skip_special_tokens=True)
 
 
 @needs_bitsandbytes
-def test_quantised_weights_pass_gradients_after_a_validation(lively: Path) -> None:
+def test_quantised_weights_pass_gradients_after_a_validation(lively: Base) -> None:
     """On some CPUs bitsandbytes would repack them in a pass without gradients, and cut the graph from then on."""
-    model = attached(lively, METHODS["qlora"])
+    model = attached(lively.folder, METHODS["qlora"])
     embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
 
     def gradient() -> torch.Tensor:
@@ -324,8 +311,10 @@ def test_quantised_weights_pass_gradients_after_a_validation(lively: Path) -> No
 
 
 @needs_bitsandbytes
-def test_quantised_layers_take_a_quarter_of_the_memory(lively: Path) -> None:
-    plain, packed = (load.model(lively, "bf16", quantise=q).model.layers[0].mlp.up_proj.weight for q in (None, "nf4"))
+def test_quantised_layers_take_a_quarter_of_the_memory(lively: Base) -> None:
+    plain, packed = (
+        load.model(lively.folder, "bf16", quantise=q).model.layers[0].mlp.up_proj.weight for q in (None, "nf4")
+    )
     assert packed.dtype == torch.uint8
     assert packed.nbytes * 4 == plain.nbytes
 
@@ -362,9 +351,9 @@ def test_an_adapter_for_another_model_is_refused(trained: Callable[[str], Traine
 
 @pytest.mark.parametrize("name", KINDS)
 def test_packed_rows_are_scored_as_each_row_alone(
-    trained: Callable[[str], Trained], lively: Path, dataset: Artifact, name: str
+    trained: Callable[[str], Trained], lively: Base, dataset: Artifact, name: str
 ) -> None:
-    model, tokens = methods.load_tuned(lively, trained(name)[0], "fp32"), Tokens(dataset.folder, "test")
+    model, tokens = methods.load_tuned(lively.folder, trained(name)[0], "fp32"), Tokens(dataset.folder, "test")
     rows = list(range(len(tokens)))
     wanted = []
     for i in rows:
@@ -379,9 +368,9 @@ def test_packed_rows_are_scored_as_each_row_alone(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_learns_real_rows(lively: Path, dataset: Artifact, name: str) -> None:
+def test_it_learns_real_rows(lively: Base, dataset: Artifact, name: str) -> None:
     method = METHODS[name]
-    base = load.model(lively, "fp32", packed=True, quantise=method.quantise)
+    base = load.model(lively.folder, "fp32", packed=True, quantise=method.quantise)
     scorer = Scorer(methods.attach(base, method, 0), choose(base.dtype, torch.device("cpu")))
     rate = 0.1 if method.kind in ("prompt", "prefix", "ia3") else 0.01
     settings = loop.Settings(

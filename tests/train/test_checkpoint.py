@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,21 +162,12 @@ def test_when_asked_to_end_it_saves_and_says_so(tmp_path: Path) -> None:
     assert found.values["around"] == {"threads": 2}
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 kilobytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tiny_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
+    small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     large: dict[str, Any] = {"exact/w": torch.zeros(100_000)}
     asked: list[int] = []
-    keeper = Keeper(tiny_disk, 0, asked=lambda: asked[0] if asked else None)
+    keeper = Keeper(small_disk("64k"), 0, asked=lambda: asked[0] if asked else None)
     keeper.after_step(lambda: State(7, 9, large, {}), evaluated=False)
     told = capsys.readouterr().err
     assert "no checkpoint of step 7 could be written" in told

@@ -21,10 +21,10 @@ from tunesmith.models.base import Base
 from tunesmith.models.packed import Packed, Scorer, Tokens, fast
 from tunesmith.train import loop, memory
 from tunesmith.train.batches import micro_batches
-from tunesmith.train.memory import Extent, Rehearsal
+from tunesmith.train.memory import Rehearsal
 from tunesmith.train.objectives import sft
 
-REST, TOKEN, PAIR = 1_000_000, 1_000, 2
+REST, TOKEN = 1_000_000, 1_000
 SETTINGS = loop.Settings(
     learning_rate=1e-2, epochs=1.0, batch_tokens=1200, micro_batch_tokens=1200, evaluations=1, patience=None,
     warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0)  # fmt: skip
@@ -47,31 +47,28 @@ class Machine:
         self.seen: set[int] = set()
         self.asked: list[list[int]] = []
 
-    def bytes(self, of: Extent) -> int:
-        return TOKEN * of.tokens + PAIR * of.pairs
-
     def rehearsal(self, rows: list[int], summed: bool) -> Rehearsal:
         self.asked.append(rows)
-        of = memory.extent(self.tokens, rows)
+        count = memory.packed_tokens(self.tokens, rows)
         before = REST + self.new_size * len(self.seen)
-        self.seen.add(of.tokens)
-        return Rehearsal(before, before + self.bytes(of), REST + self.new_size * len(self.seen))
+        self.seen.add(count)
+        return Rehearsal(before, before + TOKEN * count, REST + self.new_size * len(self.seen))
 
 
 def forecast(machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9) -> memory.Forecast:
-    return memory.forecast(
-        machine.rehearsal, machine.tokens, steps, wanted, pair_bytes=PAIR, pending_bytes=50_000, limit_bytes=limit
-    )
+    return memory.forecast(machine.rehearsal, machine.tokens, steps, wanted, pending_bytes=50_000, limit_bytes=limit)
 
 
 def test_the_heaviest_micro_batch_is_rehearsed() -> None:
-    """Of two with the same tokens that is the one with the longer rows: it has more pairs."""
+    """That is not the one whose rows are the longest, if these share what they begin with."""
     tokens = Rows([100, 100, 200, 150, 50, 60])
+    tokens.ids[400:550] = 2  # row 3 is all that row 2 begins with
+    tokens.learnt[200:550] = False
     machine = Machine(tokens)
-    found = forecast(machine, [[0, 1, 4], [2, 4], [3, 5]], 250)
-    assert found.micro_batch_tokens == 250
-    assert machine.asked[:2] == [[2], [2, 4]]
-    heavy = machine.bytes(memory.extent(tokens, [2, 4]))
+    found = forecast(machine, [[0, 1, 4], [2, 3], [1, 5]], 350)
+    assert found.micro_batch_tokens == 350
+    assert machine.asked[:2] == [[2], [0, 1, 4]]
+    heavy = TOKEN * memory.packed_tokens(tokens, [0, 1, 4])
     assert found.peak_bytes == int(memory.MARGIN * (REST + memory.HOLES * heavy + 50_000))
 
 
@@ -100,9 +97,7 @@ def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run
         found = machine.rehearsal(rows, summed)
         return found if len(rows) <= 4 else replace(found, peak=memory.NOT_ENOUGH)
 
-    found = memory.forecast(
-        rehearsal, tokens, [list(range(16))], 1600, pair_bytes=PAIR, pending_bytes=0, limit_bytes=10**9
-    )
+    found = memory.forecast(rehearsal, tokens, [list(range(16))], 1600, pending_bytes=0, limit_bytes=10**9)
     batches = micro_batches(list(range(16)), tokens.lengths, found.micro_batch_tokens)
     assert max(map(len, batches)) == 4
 

@@ -145,6 +145,7 @@ def played_train(plan: Artifact, dataset: Artifact, out: Path) -> dict[str, Any]
         "forecast_memory_bytes": 3_401_000_000, "micro_batch_tokens": 2048,
         "peak_memory_of": "training", "trainable_parameters": 4_884_480, "kernels": [],
         "threads": {"value": 2, "reason": "one for each core"},
+        "binding": {"value": "none", "reason": "a thread may leave its core"},
     }  # fmt: skip
 
 

@@ -9,6 +9,12 @@ UserError            what happened and where, why, and the next command; never s
 Everything else that is raised is a fault of ours and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake or an obstacle that its reader can remove: `what` and where, `why`, and what to do `next`."""
@@ -35,3 +41,15 @@ class ModelError(UserError):
 
 class ResourceError(UserError):
     """Disk, memory or another process stands in the way."""
+
+
+@contextmanager
+def settings_named(names: dict[str, str]) -> Iterator[None]:
+    """Gives settings other names in an error's texts: what serves two sections of a project file knows one of them."""
+    try:
+        yield
+    except UserError as error:
+        for old, new in names.items():
+            told = [re.sub(rf"(?<![\w.]){re.escape(old)}", new, text) for text in (error.what, error.why, error.next)]
+            error.what, error.why, error.next = told
+        raise

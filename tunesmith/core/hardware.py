@@ -97,6 +97,15 @@ def threads() -> Decision:
     return Decision(count, f"one for each of the {count} cores")
 
 
+def binding() -> Decision:
+    """Whether OpenMP keeps threads on their cores: only if the user says so. A bound thread waits for its core where
+    another program holds it, and all others wait for that thread (docs/log.md)."""
+    for name in ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY"):
+        if name in os.environ:
+            return Decision(os.environ[name], f"{name} is set")
+    return Decision("none", "a thread may leave a core that another program wants")
+
+
 def calm_threads() -> None:
     """Lets OpenMP threads that wait for each other spin only briefly. Must be called before torch is imported.
 

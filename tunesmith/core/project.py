@@ -225,7 +225,7 @@ class Pretrain(Section):
     texts: Annotated[list[InputFile], Field(min_length=1)]
     """The files of raw text."""
     block_tokens: Annotated[int, Field(gt=0)] | None = None
-    """Longest piece of a text that is learnt at once, in tokens."""
+    """Longest piece of a text that is learnt at once, in tokens: 1,024 unless the model reads less."""
     train: Train = Train()
     """How the model is trained on the texts."""
 

@@ -1,4 +1,4 @@
-"""native.cpp and attention.cpp, compiled once for this machine and called through their C interface.
+"""elementwise.cpp and attention.cpp, compiled once for this machine and called through their C interface.
 
 No torch headers are needed, so that compiling takes a few seconds; the result is kept under a name made of all that
 it depends on. The library uses the OpenMP runtime that torch has loaded: a second one would bring a second pool of
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tunesmith.kernels.plain import Documents, Heads, Operations, Past, Turn
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "attention.cpp", "numbers.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "numbers.h")]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 

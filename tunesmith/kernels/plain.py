@@ -1,4 +1,5 @@
-"""The elementwise work of a decoder layer in plain torch: what native.cpp must agree with, and what runs without it.
+"""What a decoder layer does beside its large matrix products, in plain torch: what the compiled forms must agree with,
+and what runs without them.
 
 Shapes: N tokens, D features, I features of the feed-forward layer; in attention D features of a head, H heads of
 queries in G groups that share their keys, L queries, U keys, S keys from outside; C rows of V logits.

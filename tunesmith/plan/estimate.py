@@ -58,8 +58,7 @@ def resident_bytes(model: dict[str, Any], precision: str, trains: Trained, quant
     return _PROCESS_BYTES + base_bytes(model, precision, quantised) + added + state
 
 
-def bytes_per_token(model: dict[str, Any], precision: str, longest: int) -> int:
-    """Activations kept for backward: about 26 vectors of the hidden and 9 of the intermediate size in each layer,
-    and the attention weights of a row of `longest` tokens."""
-    per_layer = 26 * model["hidden"] + 9 * model["intermediate"] + model["heads"] * longest
+def bytes_per_token(model: dict[str, Any], precision: str) -> int:
+    """Activations kept for backward: about 26 vectors of the hidden and 9 of the intermediate size in each layer."""
+    per_layer = 26 * model["hidden"] + 9 * model["intermediate"]
     return int(model["layers"] * per_layer * _BYTES[precision])

@@ -20,7 +20,7 @@ from tunesmith.models import base as bases
 from tunesmith.models import names
 from tunesmith.plan import estimate
 
-VERSION = 3
+VERSION = 4
 _PASS_TOKENS = {False: 2048, True: 16384}  # on a GPU or not: larger passes take more memory and are no faster
 _PINNED = "pinned in the project file"
 _METHODS = {
@@ -205,7 +205,7 @@ def _batch_tokens(rows: int, tokens: int) -> Decision:
 def _micro_batch_tokens(
     model: dict[str, Any], precision: str, resident: int, batch_tokens: int, longest: int, machine: hardware.Machine
 ) -> Decision:
-    per_token = estimate.bytes_per_token(model, precision, longest)
+    per_token = estimate.bytes_per_token(model, precision)
     fits = max(0, machine.memory_bytes // 2 - resident) // per_token
     value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[machine.gpu])))
     peak_bytes = resident + value * per_token

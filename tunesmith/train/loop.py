@@ -176,13 +176,11 @@ class Run:
                 found = memory.Rehearsal(0, memory.NOT_ENOUGH, 0)
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
-        shape = self.scorer.causal.config.get_text_config()
         found = memory.forecast(
             rehearsal,
             tokens,
             [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)],
             self.outcome.micro_batch_tokens,
-            pair_bytes=shape.num_hidden_layers * shape.num_attention_heads * self.scorer.causal.dtype.itemsize,
             pending_bytes=2 * sum(p.numel() * p.element_size() for p in self.master.exact) // self.processes.divided_by,
             limit_bytes=min(self.processes.gather(memory.limit_bytes(self.processes.count))),
         )

@@ -54,14 +54,6 @@ class Forecast:
     reason: str
 
 
-@dataclass(frozen=True)
-class Extent:
-    """What a pass's memory grows with: its tokens, and its pairs of a query and a key, whose weights are kept."""
-
-    tokens: int
-    pairs: int
-
-
 def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
     """Measures a pass; `forget` throws away what it leaves. Raises what the pass raises, out of memory too."""
     hardware.give_memory_back()
@@ -82,36 +74,30 @@ def forecast(
     steps: list[Rows],
     wanted: int,
     *,
-    pair_bytes: int,
     pending_bytes: int,
     limit_bytes: int,
 ) -> Forecast:
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
-    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. `pair_bytes` is what a pass
-    keeps for each pair of a query and a key, `pending_bytes` what the optimizer will allocate. Raises ResourceError
-    where the longest row alone is too much.
+    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. `pending_bytes` is what the
+    optimizer will allocate. Raises ResourceError where the longest row alone is too much.
     """
     longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
-    one, length = extent(tokens, longest), tokens.lengths[longest[0]]
+    one, length = packed_tokens(tokens, longest), tokens.lengths[longest[0]]
     alone = rehearsal(longest, False)
     least = alone.peak + pending_bytes
     if least > limit_bytes:
         needs = "needs more than there is" if alone.peak == NOT_ENOUGH else f"takes {_gb(least)}"
         raise _does_not_fit(f"the longest row ({length:,} tokens) {needs}", limit_bytes)
-    token_bytes = max(1.0, (alone.peak - alone.before - pair_bytes * one.pairs) / one.tokens)
-
-    def expected(of: Extent) -> float:
-        return alone.before + pending_bytes + token_bytes * of.tokens + pair_bytes * of.pairs
-
+    token_bytes = (alone.peak - alone.before) / one
     size = wanted
     while True:
         passes = [micro_batches(step, tokens.lengths, size) for step in steps]
         batches, summed = [rows for each in passes for rows in each], any(len(each) > 1 for each in passes)
-        heaviest = _heaviest(tokens, batches, expected)
-        smallest = size <= length
-        if smallest or expected(extent(tokens, heaviest)) <= limit_bytes:
+        heaviest = _heaviest(tokens, batches)
+        smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
+        if smallest or expected + pending_bytes <= limit_bytes:
             peak = _peak(rehearsal, tokens, batches, heaviest, one, summed=summed) + pending_bytes
             if peak <= limit_bytes or (smallest and peak < NOT_ENOUGH):
                 break
@@ -128,16 +114,16 @@ def _peak(
     tokens: Tokens,
     batches: list[Rows],
     heaviest: Rows,
-    known: Extent,
+    known: int,
     *,
     summed: bool,
 ) -> float:
     """The peak over all passes, less what the optimizer adds: the heaviest, in a heap with holes, and what sizes that
     no pass has had so far will leave behind."""
     heavy = rehearsal(heaviest, summed)
-    sizes = {extent(tokens, rows).tokens: rows for rows in batches[:LOOKED_AT]}
-    new = {size: rows for size, rows in sizes.items() if size != known.tokens}
-    left = heavy if extent(tokens, heaviest).tokens in new else rehearsal(new[max(new)], summed) if new else None
+    sizes = {packed_tokens(tokens, rows): rows for rows in batches[:LOOKED_AT]}
+    new = {size: rows for size, rows in sizes.items() if size != known}
+    left = heavy if packed_tokens(tokens, heaviest) in new else rehearsal(new[max(new)], summed) if new else None
     remains = max(0, left.after - left.before) * len(new) if left else 0
     return heavy.before + HOLES * (heavy.peak - heavy.before) + remains
 
@@ -151,21 +137,15 @@ def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
     )
 
 
-def extent(tokens: Tokens, rows: Rows) -> Extent:
-    documents = pack(tokens, rows, torch.device("cpu")).documents
-    before = documents.lengths[0] if documents.shared else 0
-    pairs = sum(n * (n + (before if i else 0)) for i, n in enumerate(documents.lengths))
-    return Extent(sum(documents.lengths), pairs)
+def packed_tokens(tokens: Tokens, rows: Rows) -> int:
+    """How many tokens a pass over these rows has: what they begin with counts once."""
+    return sum(pack(tokens, rows, torch.device("cpu")).documents.lengths)
 
 
-def _heaviest(tokens: Tokens, batches: list[Rows], expected: Callable[[Extent], float]) -> Rows:
-    """The micro-batch that takes most. Beginnings that rows share are looked at where it matters."""
-
-    def bound(rows: Rows) -> float:
-        lengths = [tokens.lengths[i] for i in rows]
-        return expected(Extent(sum(lengths), sum(n * n for n in lengths)))
-
-    return max(sorted(batches, key=bound)[-CANDIDATES:], key=lambda rows: expected(extent(tokens, rows)))
+def _heaviest(tokens: Tokens, batches: list[Rows]) -> Rows:
+    """The micro-batch with most tokens. Beginnings that rows share are looked at where it matters."""
+    longest = sorted(batches, key=lambda rows: sum(tokens.lengths[i] for i in rows))[-CANDIDATES:]
+    return max(longest, key=lambda rows: packed_tokens(tokens, rows))
 
 
 def stay_below(forecast_bytes: int) -> None:

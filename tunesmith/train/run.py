@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from tunesmith.core import interrupt, store, unfinished
+from tunesmith.core import hardware, interrupt, store, unfinished
 from tunesmith.core.console import Bar, progress, say
 from tunesmith.core.step import Artifact
 from tunesmith.models import base as bases
@@ -66,7 +66,9 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     scorer = _scorer(base.folder, chosen, rows, fuse_layers=not processes.sharded)
     whole_model = partial(_whole_model, scorer, base.folder, chosen, processes)
     store.require_space(out, 2 * methods.bytes_on_disk(scorer.model), "the tuned model")
-    for note in (*processes.notes, *scorer.notes, f"threads             {threads.value:>9}  {threads.reason}"):
+    placed = {"threads": threads, "binding": hardware.binding()}
+    told = [f"{name:<19} {decision.value:>9}  {decision.reason}" for name, decision in placed.items()]
+    for note in (*processes.notes, *scorer.notes, *told):
         say(f"  {note}")
     made_with = resume.made_with(threads.value, scorer.notes)
     resume.announce(saved, made_with)
@@ -99,7 +101,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
         "peak_memory_bytes": memory.peak_bytes(),
         "peak_memory_of": "training" if measured else "the whole process",
         "processes": processes.count,
-        "threads": {"value": threads.value, "reason": threads.reason},
+        **{name: asdict(decision) for name, decision in placed.items()},
         "kernels": list(scorer.notes),
         "warnings": [*warnings.values(), *outcome.warnings.values()],
     }
