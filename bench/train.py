@@ -75,6 +75,8 @@ def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> 
     measured = compare.pairs(workload, number, tuned, passes=3 if quick else 2, say=say)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
     found |= _curve_losses(results, found)
+    if not quick:
+        found["profile"] = workload.profile()
     if not quick and not workload.full:
         found["ladder"] = ladder.ladder(lambda name, engine: _said(workload.ours(engine, name)), repeats=3)
     if not quick:

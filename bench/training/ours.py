@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,16 +43,52 @@ def main() -> None:
         hardware.calm_threads()
     import torch
 
-    from tunesmith.models import packed
-
     threads = hardware.threads()
     torch.set_num_threads(threads.value)
-    tokens, meter = packed.Tokens(Path(job.rows), "train"), Meter(job)
-    scorer = _scorer(job, engine)
-    packed.require_same_loss(scorer, tokens)
-    _train(scorer, tokens, job, engine, meter)
-    facts = {"threads": threads.value, "threads_reason": threads.reason, "kernels": list(scorer.notes)}
-    meter.write(answer, facts)
+    meter, training = Meter(job), Training(job, engine)
+    meter.begin()
+    for rows in training.steps:
+        done, norm = training.step(rows)
+        sys.stdout.write(json.dumps({"loss": done.loss, "tokens": done.tokens}) + "\n")
+        sys.stdout.flush()
+        meter.step(done.loss, norm, done.tokens)
+    notes = list(training.run.scorer.notes)
+    meter.write(answer, {"threads": threads.value, "threads_reason": threads.reason, "kernels": notes})
+
+
+class Training:
+    """The engine's own run and steps, at a constant rate, with clipping at 1 and no decay, as on the other side."""
+
+    def __init__(self, job: Job, engine: Engine) -> None:
+        from tunesmith.models import packed
+        from tunesmith.train import loop
+        from tunesmith.train.objectives import sft
+
+        self.engine, self.learning_rate = engine, job.learning_rate
+        self.steps = job.order[: job.warmup] + job.order[job.warmup :] * engine.passes
+        self.tokens = packed.Tokens(Path(job.rows), "train")
+        scorer = _scorer(job, engine)
+        packed.require_same_loss(scorer, self.tokens)
+        settings = loop.Settings(
+            learning_rate=job.learning_rate,
+            epochs=1.0,
+            batch_tokens=1,
+            micro_batch_tokens=engine.micro_batch_tokens,
+            evaluations=0,
+            patience=None,
+            warmup=0.0,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            seed=job.seed,
+        )
+        self.run = loop.Run(scorer, sft.loss, settings, len(self.steps))
+        self.run.fit(self.tokens, self.steps)
+
+    def step(self, rows: list[int]) -> tuple[StepResult, float]:
+        """What came of an optimizer step over these rows, and the norm of its gradient."""
+        shared = self.engine.shared_beginning
+        done = self.run.over(self.tokens, rows, learn=True) if shared else _without_sharing(self.run, self.tokens, rows)
+        return done, self.run.master.update(self.run.optimizer, self.learning_rate, 1.0, done.normaliser)
 
 
 def _scorer(job: Job, engine: Engine) -> Scorer:
@@ -79,41 +114,6 @@ def _kernels(kernels: Kernels, engine: Engine, model: Any) -> Kernels:
     if engine.head == "reference":
         kernels = replace(kernels, label_logprobs=head.reference)
     return kernels
-
-
-def _train(scorer: Scorer, tokens: Tokens, job: Job, engine: Engine, meter: Meter) -> None:
-    """The engine's own run and steps, at a constant rate, with clipping at 1 and no decay, as on the other side."""
-    from tunesmith.train import loop
-    from tunesmith.train.objectives import sft
-
-    steps = list(_steps(job, engine.passes))
-    settings = loop.Settings(
-        learning_rate=job.learning_rate,
-        epochs=1.0,
-        batch_tokens=1,
-        micro_batch_tokens=engine.micro_batch_tokens,
-        evaluations=0,
-        patience=None,
-        warmup=0.0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=job.seed,
-    )
-    run = loop.Run(scorer, sft.loss, settings, len(steps))
-    run.fit(tokens, steps)
-    meter.begin()
-    for rows in steps:
-        done = run.over(tokens, rows, learn=True) if engine.shared_beginning else _without_sharing(run, tokens, rows)
-        norm = run.master.update(run.optimizer, job.learning_rate, settings.max_grad_norm, done.normaliser)
-        sys.stdout.write(json.dumps({"loss": done.loss, "tokens": done.tokens}) + "\n")
-        sys.stdout.flush()
-        meter.step(done.loss, norm, done.tokens)
-
-
-def _steps(job: Job, passes: int) -> Iterator[list[int]]:
-    yield from job.order[: job.warmup]
-    for _ in range(passes):
-        yield from job.order[job.warmup :]
 
 
 def _without_sharing(run: Run, tokens: Tokens, rows: list[int]) -> StepResult:

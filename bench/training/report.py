@@ -28,6 +28,7 @@ def _sections(results: Path) -> list[str]:
     for method, title in (("lora", "LoRA, rank 16 on all linear layers"), ("full", "All weights")):
         if found := _read(results / f"{method}.json"):
             sections += [f"### {title}", f"To reach: {TARGETS[method]}.", comparison(found)]
+            sections += ["Where the time of our steps goes (under a profiler):", profile(found["profile"])]
             if found["ladder"]:
                 sections += ["Techniques one at a time, each on top of those above it:", ladder(found["ladder"])]
     if found_curves := [_read(path) for path in sorted(results.glob("curve-*.json"))]:
@@ -61,12 +62,13 @@ def comparison(found: Found) -> str:
 
 def _notes(found: Found) -> str:
     rows, gemm, machine = found["rows"], found["gemm_flops_per_second"], found["machine"]
-    share, band = found["roofline_fraction"], found["noise_band"]
+    share, band, whole = found["roofline_fraction"], found["noise_band"], gemm["median"] / found["flops_per_token"]
     noise = "(not measured)" if band is None else f"{band:.1e}"
     lines = [
         f"Peak memory is {_ratio(found, 'peak_memory_ratio')} of TRL's best.",
         f"{100 * share:.0f} % of the roofline: {found['flops_per_token'] / 1e6:,.0f} MFLOP a token at "
-        f"{gemm['median'] / 1e12:.2f} TFLOP/s (between {gemm['lowest'] / 1e12:.2f} and {gemm['highest'] / 1e12:.2f}).",
+        f"{gemm['median'] / 1e12:.2f} TFLOP/s (between {gemm['lowest'] / 1e12:.2f} and {gemm['highest'] / 1e12:.2f}). "
+        f"All of it would be {whole / found['tokens_per_second']['tuned']:.1f} times the speed of TRL's best.",
         f"Losses differ by at most {found['max_loss_difference']:.1e} in {found['loss_steps']} steps, those of TRL's "
         f"two runs by {noise} ({found['losses_from']}).",
         f"{found['pairs']} pairs, each of {rows['rows']} timed rows with {rows['tokens']:,} tokens "
@@ -78,6 +80,18 @@ def _notes(found: Found) -> str:
         *found["kernel_notes"],
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def profile(found: Found) -> str:
+    lines = [
+        (
+            kind,
+            f"{100 * spent['share']:.0f} %",
+            f"{spent['flops_per_second'] / 1e12:.2f}" if spent["flops_per_second"] else "",
+        )
+        for kind, spent in found["kinds"].items()
+    ]
+    return _table(("", "share of the time", "TFLOP/s"), lines)
 
 
 def ladder(rungs: list[Found]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from training import rows
 from training.ours import Engine
 from training.rival import Rival
-from training.runs import BENCH, Job, Run, run
+from training.runs import BENCH, Job, Run, measure, run
 from tunesmith.core import hardware
 from tunesmith.core.errors import DataError
 from tunesmith.models import base as bases
@@ -56,6 +56,11 @@ class Workload:
             order, warmup = order + order[warmup:], len(order)
         return self._run(name, "rival", rival, order, warmup, limit_seconds)
 
+    def profile(self) -> dict[str, Any]:
+        """Where the time of our own steps goes."""
+        job = self._job("profile", "profile", Engine(), self.schedule.mixed, self.schedule.warmup)
+        return measure("profile", asdict(job), self.out / "profile")
+
     def _run(
         self,
         name: str,
@@ -65,7 +70,11 @@ class Workload:
         warmup: int,
         limit_seconds: float | None = None,
     ) -> Run:
-        job = Job(
+        job = self._job(name, side, settings, order, warmup)
+        return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
+
+    def _job(self, name: str, side: str, settings: Engine | Rival, order: list[list[int]], warmup: int) -> Job:
+        return Job(
             name=name,
             side=side,
             base=str(self.base),
@@ -75,7 +84,6 @@ class Workload:
             warmup=warmup,
             settings=asdict(settings),
         )
-        return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
 
 
 def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, together: int, full: bool) -> Workload:

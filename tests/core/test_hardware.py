@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,50 @@ def test_threads_are_bound_only_where_the_user_says_so(monkeypatch: pytest.Monke
     monkeypatch.setenv("GOMP_CPU_AFFINITY", "0-1")
     assert hardware.binding().value == "0-1"
     assert "GOMP_CPU_AFFINITY is set" in hardware.binding().reason
+
+
+@pytest.mark.parametrize(
+    ("told", "files"),
+    [
+        ("0::/jobs/one\n", {
+            "jobs/memory.max": "900", "jobs/memory.current": "700", "jobs/memory.stat": "anon 1\ninactive_file 300",
+            "jobs/one/memory.max": "max", "jobs/one/memory.current": "5", "jobs/one/memory.stat": "inactive_file 0"}),
+        ("3:cpu:/x\n4:memory:/jobs/one\n0::/\n", {
+            "memory/jobs/memory.limit_in_bytes": "900", "memory/jobs/memory.usage_in_bytes": "700",
+            "memory/jobs/memory.stat": "total_inactive_file 300",
+            "memory/memory.limit_in_bytes": str((1 << 63) - 4096)}),
+    ],
+)  # fmt: skip
+def test_limits_of_control_groups_are_seen_wherever_they_are_set(
+    tmp_path: Path, told: str, files: dict[str, str]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "told").write_text(told)
+    assert hardware.control_groups(tmp_path / "told", tmp_path) == [(900, 400)]
+
+
+def test_memory_that_is_free_is_no_more_than_there_is() -> None:
+    assert 0 < hardware.free_memory_bytes() < hardware.probe().memory_bytes
+    assert 0 < hardware.resident_bytes() <= 1.01 * hardware.peak_memory_bytes()
+
+
+@pytest.fixture
+def old_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's tool of a machine with a GPU that has no bf16 arithmetic."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'Tesla T4, 15360, 7.5'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_gpu_is_planned_for_only_where_training_can_use_it(old_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert hardware.probe().gpu == (torch.version.cuda is not None)
+    monkeypatch.setattr(hardware, "_torch_has_cuda", lambda: True)
+    found = hardware.probe()
+    assert (found.name, found.memory_bytes, found.bf16, found.gpu) == ("Tesla T4", 15360 << 20, False, True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not hardware.probe().gpu

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunesmith.kernels import native, plain
-from tunesmith.kernels.plain import Documents, Heads, Operations
+from tunesmith.kernels.plain import Documents, Heads, Inputs, Operations
 
 CASES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -75,16 +77,17 @@ def test_attention(
         seed, dtype, (N, sum(sizes)), (N, H * depth), (N, depth), (N, depth), *[(groups, past, depth)] * 2
     )
     turn, before = (cos, sin) if turned else None, (outside[0], outside[1]) if past else None
-    rest = turn, before, Documents(lengths, shared), Heads(H, groups, depth, depth**-0.5, window)
-    found, lse = compiled.attention(*wide.split(sizes, 1), *rest)
-    wanted, wanted_lse = plain.attention(*wide.split(sizes, 1), *rest)
+    documents, heads = Documents(lengths, shared), Heads(H, groups, depth, depth**-0.5, window)
+    of = Inputs(*wide.split(sizes, 1), turn, before, documents, heads)
+    found, lse = compiled.attention(of)
+    wanted, wanted_lse = plain.attention(of)
     near = {"rtol": 1e-4 if dtype == torch.float32 else 2**-7, "atol": 1e-5 if dtype == torch.float32 else 1e-3}
     torch.testing.assert_close(found.float(), wanted.float(), **near)
     torch.testing.assert_close(lse, wanted_lse, rtol=1e-5, atol=1e-5)
     results = []
     for ops, own_lse in ((compiled, lse), (plain.OPERATIONS, wanted_lse)):
         dwide = torch.empty_like(wide)
-        past_grads = ops.attention_backward(grad, own_lse, *wide.split(sizes, 1), *rest, dwide.split(sizes, 1))
+        past_grads = ops.attention_backward(of, grad, own_lse, dwide.split(sizes, 1))
         results.append([dwide.float(), *(x.float() for x in past_grads or ())])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, **near)
@@ -116,9 +119,9 @@ def test_plain_gradients_are_those_of_autograd(same: Any, N: int, D: int, seed: 
 def test_not_a_number_stays_one(compiled: Operations, name: str) -> None:
     """A diverged run must be seen as one."""
     x = torch.full((4, 4), float("nan"), dtype=torch.bfloat16)
-    attention = [torch.ones_like(x), torch.ones_like(x), None, None, Documents([4]), Heads(1, 1, 4, 0.5)]
-    rest = {"swiglu": [], "attention": attention, "norm": [torch.ones(4, dtype=torch.bfloat16), 1e-5]}[name]
-    assert results(vars(compiled)[name], [x, *rest])[0].isnan().any()
+    attention = Inputs(x, torch.ones_like(x), torch.ones_like(x), None, None, Documents([4]), Heads(1, 1, 4, 0.5))
+    arguments = {"swiglu": [x], "attention": [attention], "norm": [x, torch.ones(4, dtype=torch.bfloat16), 1e-5]}
+    assert results(vars(compiled)[name], arguments[name])[0].isnan().any()
 
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -134,6 +137,63 @@ def test_a_compiler_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(native.Unavailable, match="out of luck"):
         native.load(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or platform.machine() != "x86_64", reason="there is no g++ for x86")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_other_processors_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Operations, processor: str
+) -> None:
+    """The forms for narrower vectors, which this machine would not choose."""
+    flags = [flag for flag in native.FLAGS if flag != "-march=native"]
+    monkeypatch.setattr(native, "FLAGS", (*flags, f"-march={processor}"))
+    monkeypatch.setattr(native, "_width", list)
+    narrow = native.operations(native.load(tmp_path))
+    N, documents, heads = 338, Documents([37, 300, 1], shared=True), Heads(4, 2, 24, 0.2, 100)
+    q, k, v, grad, cos, sin = tensors(0, torch.float32, (N, 96), (N, 48), (N, 48), (N, 96), (N, 24), (N, 24))
+    of = Inputs(q, k, v, (cos, sin), None, documents, heads)
+    found = []
+    for ops in (narrow, compiled):
+        o, lse = ops.attention(of)
+        out = tuple(torch.empty_like(x) for x in (q, k, v))
+        ops.attention_backward(of, grad, lse, out)
+        found.append([o, lse, *out, *ops.norm(q, cos.flatten()[:96], 1e-5), ops.swiglu(q)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from pathlib import Path
+from tunesmith.core import store
+from tunesmith.kernels import native
+from tunesmith.kernels.plain import Documents, Heads, Inputs
+ops = native.operations(native.load(store.cache_dir() / "kernels"))
+q, k, v = torch.randn(3, 60_000, 64).unbind()
+of = Inputs(q, k, v, None, None, Documents([60_000]), Heads(1, 1, 64, 0.1))
+ops.attention(of._replace(q_NC=q[:9], k_NC=k[:9], v_NC=v[:9], documents=Documents([9])))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (24 << 20),) * 2)
+try:
+    ops.attention(of)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+def test_too_little_memory_is_an_exception(compiled: Operations) -> None:
+    """And no end of the process: the loop then halves its micro-batches."""
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True)
+    assert done.stdout.strip() == "not enough memory for attention", done.stderr
+
+
+def test_a_library_that_cannot_be_loaded_is_said(
+    compiled: Operations, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "_compile", lambda compiler, runtime, library: library.write_bytes(b"not a library"))
+    with pytest.raises(native.Unavailable, match="cannot be compiled or loaded here"):
+        native.load(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")

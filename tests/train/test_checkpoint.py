@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from tunesmith.core import store
+from tunesmith.core.errors import ResourceError
 from tunesmith.core.interrupt import Interrupted
 from tunesmith.train import checkpoint
 from tunesmith.train.checkpoint import Keeper, State
@@ -160,6 +163,33 @@ def test_when_asked_to_end_it_saves_and_says_so(tmp_path: Path) -> None:
     assert found is not None
     assert found.step == 4
     assert found.values["around"] == {"threads": 2}
+
+
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, state(10))
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_sha256", broken)
+    with pytest.raises(ResourceError, match="cannot be read") as error:
+        checkpoint.newest(tmp_path)
+    assert "Input/output error" in error.value.why
+    monkeypatch.undo()
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 10
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_only_that(
+    small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk("64k")
+    monkeypatch.setattr(store, "require_space", lambda *arguments: None)  # there was enough when it looked
+    large: dict[str, Any] = {"exact/w": torch.zeros(100_000)}
+    Keeper(disk, 0).after_step(lambda: State(7, 9, large, {}), evaluated=False)
+    assert "no checkpoint of step 7 could be written" in capsys.readouterr().err
+    assert list(disk.iterdir()) == []
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(

@@ -5,15 +5,22 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 from tunesmith.core.records import Decision
+
+_NO_LIMIT = 1 << 60  # the first version of control groups writes a number near 2^63 where there is none
 
 
 @dataclass(frozen=True)
@@ -29,47 +36,82 @@ class Machine:
 
 
 def probe() -> Machine:
+    if gpu := _gpu():
+        return Machine(cores(), gpu.memory_bytes, gpu.bf16, gpu.name, gpu=True)
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    flags = next((line.split(":", 1)[1].split() for line in info.splitlines() if line.startswith("flags")), [])
-    name = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
-    gpu = _gpu()
-    if gpu:
-        return Machine(cores(), gpu[1], True, gpu[0], gpu=True)
-    return Machine(cores(), _memory_bytes(), "avx512_bf16" in flags or "amx_bf16" in flags, name)
+    lines = dict(reversed([line.replace("\t", "").split(":", 1) for line in info.splitlines() if ":" in line]))
+    flags = (lines.get("flags") or lines.get("Features") or "").split()  # on ARM they are called features
+    bf16 = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return Machine(cores(), _memory_bytes(), bf16, lines.get("model name", "CPU").strip())
 
 
-def _gpu() -> tuple[str, int] | None:
-    """Name and memory of the first NVIDIA GPU, as its driver's own tool tells them."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    if not shutil.which(command[0]):
+def _gpu() -> _Gpu | None:
+    """The first NVIDIA GPU that this process may use, as its driver's own tool tells of it; None where torch, as it is
+    installed, has no CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or not shutil.which("nvidia-smi") or not _torch_has_cuda():
         return None
+    which = [f"--id={visible.split(',')[0]}"] if visible else []
+    command = ["nvidia-smi", *which, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True)
-    name, _, mebibytes = done.stdout.partition("\n")[0].rpartition(",")
-    return (name.strip(), int(mebibytes) << 20) if done.returncode == 0 and mebibytes.strip().isdigit() else None
+    told = [part.strip() for part in done.stdout.partition("\n")[0].split(",")]
+    if done.returncode or len(told) != 3 or not told[1].isdigit():
+        return None
+    return _Gpu(told[0], int(told[1]) << 20, float(told[2]) >= 8.0)
+
+
+class _Gpu(NamedTuple):
+    name: str
+    memory_bytes: int
+    bf16: bool
+
+
+def _torch_has_cuda() -> bool:
+    """Read from torch's own file: to import torch takes seconds."""
+    spec = find_spec("torch")
+    told = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    return told is not None and told.is_file() and not re.search(r"^cuda\b.*= None$", told.read_text(), re.MULTILINE)
 
 
 def _memory_bytes() -> int:
     """Physical memory, or the limit of this process's control group where that is lower."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(physical, int(text)) if text.isdigit() else physical
+    physical: int = psutil.virtual_memory().total
+    return min([physical, *(limit for limit, _ in control_groups())])
 
 
 def free_memory_bytes() -> int:
-    """What this process could still take without others giving way, within its control group's limit; half of what
-    there is where the system does not tell."""
-    if not Path("/proc/meminfo").is_file():
-        return _memory_bytes() // 2
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    limit = group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])  # files are let go of at need
-        free = min(free, int(text) - used)
-    return max(0, free)
+    """What this process could still take without others giving way, within the limits of its control groups."""
+    free: int = psutil.virtual_memory().available
+    return max(0, min([free, *(limit - used for limit, used in control_groups())]))
+
+
+def control_groups(
+    told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[tuple[int, int]]:
+    """Limit and use in bytes of each of the process's control groups, of either version, that limits memory. What holds
+    files does not count as used, since it is let go of at need."""
+    found = []
+    for line in told.read_text().splitlines() if told.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, names, files = root, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, names, files = (
+                root / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+                "total_inactive_file",
+            )
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            limit, used = (folder / name for name in names)
+            if limit.is_file() and (text := limit.read_text().strip()).isdigit() and int(text) < _NO_LIMIT:
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                found.append((int(text), int(used.read_text()) - int(stat.get(files, 0))))
+            if folder == top:
+                break
+    return found
 
 
 def give_memory_back() -> None:
@@ -142,18 +184,15 @@ def reset_peak_memory() -> bool:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; its peak where the system does not tell the present."""
-    return _status_bytes("VmRSS") or peak_memory_bytes()
+    """Resident memory of this process."""
+    held: int = psutil.Process().memory_info().rss
+    return held
 
 
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process since `reset_peak_memory`, or since its start."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status_bytes(field: str) -> int | None:
     status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(field))
+    lines = status.read_text().splitlines() if status.is_file() else []
+    told = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    return told or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

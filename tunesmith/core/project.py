@@ -191,6 +191,8 @@ class Train(Section):
     """Inner width of a `bottleneck` module."""
     batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in one optimizer step."""
+    threads: Annotated[int, Field(gt=0)] | None = None
+    """Of each process. Where none are named: one for each core that other programs leave free when training starts."""
     micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in one forward and backward pass, at most: fewer where memory is short; the result stays the same."""
     precision: Literal["bf16", "fp32"] | None = None

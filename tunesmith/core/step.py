@@ -9,7 +9,6 @@ throws away; a function with a parameter `kept` also gets a folder that the next
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import inspect
@@ -144,7 +143,7 @@ class Steps:
             error.next = error.next.replace(f"output/failed/{name}", str(failed))
             raise
         except Exception as error:
-            if not _disk_is_full(error):
+            if not store.disk_is_full(error):
                 raise
             shutil.rmtree(work, ignore_errors=True)
             free_bytes = shutil.disk_usage(self.output).free
@@ -372,10 +371,3 @@ def _short(value: Any) -> str:
     value = value["file"] if _is_file(value) else value
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _disk_is_full(error: Exception) -> bool:
-    """Also where a library wraps the operating system's error in one of its own (safetensors does)."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "os error 28" in str(error).lower() or "no space left on device" in str(error).lower()

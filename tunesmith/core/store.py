@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -100,6 +101,13 @@ def digest(path: Path) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Also where a library wraps the operating system's error in one of its own (safetensors does)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "os error 28" in str(error).lower() or "no space left on device" in str(error).lower()
 
 
 def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:

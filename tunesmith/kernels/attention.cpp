@@ -11,58 +11,13 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
-#include "numbers.h"
+#include "tiles.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t LANES = 16, ROWS = 8;
-#elif defined(__AVX__)
-constexpr int64_t LANES = 8, ROWS = 4;
-#else
-constexpr int64_t LANES = 4, ROWS = 8;
-#endif
-constexpr int64_t WIDTH = 2 * LANES;  // columns of a tile
-constexpr int64_t BLOCK = 64;         // queries whose scores backward keeps at a time
-
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
-
-int64_t padded(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
-
-struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-Floats floats(int64_t n, bool zero = false) {
-    const size_t bytes = (std::max<int64_t>(n, 1) * sizeof(float) + 63) / 64 * 64;
-    float* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (!memory) std::abort();
-    if (zero) std::memset(memory, 0, bytes);
-    return Floats(memory);
-}
-
-// C (ROWS x WIDTH) = or += A (ROWS x K) B (K x WIDTH); A's rows are `down` apart, its columns `across`
-inline void tile(const float* a, int64_t down, int64_t across, const float* b, int64_t b_stride, int64_t K, float* c,
-                 int64_t c_stride, bool add) {
-    Lanes sums[ROWS][2];
-    for (int64_t i = 0; i < ROWS; i++)
-        for (int64_t j = 0; j < 2; j++) sums[i][j] = add ? *(const Lanes*)(c + i * c_stride + j * LANES) : Lanes{};
-    for (int64_t k = 0; k < K; k++) {
-        const Lanes left = *(const Lanes*)(b + k * b_stride), right = *(const Lanes*)(b + k * b_stride + LANES);
-        for (int64_t i = 0; i < ROWS; i++) {
-            const float x = a[i * down + k * across];
-            sums[i][0] += x * left;
-            sums[i][1] += x * right;
-        }
-    }
-    for (int64_t i = 0; i < ROWS; i++)
-        for (int64_t j = 0; j < 2; j++) *(Lanes*)(c + i * c_stride + j * LANES) = sums[i][j];
-}
+constexpr int64_t BLOCK = 64;  // queries whose scores backward keeps at a time
 
 // Keys that a document sees: `n` from `base` on in the packed keys, the first at position `position` of the document,
 // its scores from column `column` on. In its own part a query sees the keys up to itself.
@@ -166,20 +121,19 @@ struct Keys {
         : size(p.bases.back()) {
         if (as_rows) rows = floats(p.G * size * p.depth(), true);
         if (as_tiles) tiles = floats(p.G * size * p.D, true);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-        for (int64_t g = 0; g < p.G; g++)
-            for (int64_t i = -1; i < p.count; i++) {
-                const int64_t base = i < 0 ? 0 : p.bases[i], n = i < 0 ? p.past : p.length(i);
-                const Floats own = floats(p.depth());
-                for (int64_t j = 0; j < n; j++) {
-                    const int64_t token = i < 0 ? 0 : p.start(i) + j;
-                    const T* from = i < 0 ? past + (g * n + j) * p.D : x + token * stride + g * p.D;
-                    float* row = as_rows ? rows.get() + (g * size + base + j) * p.depth() : own.get();
-                    p.read(from, token, turn && i >= 0, 1.0f, row);
-                    float* column = tiles.get() + (g * size + base + j / WIDTH * WIDTH) * p.D + j % WIDTH;
-                    for (int64_t d = 0; as_tiles && d < p.D; d++) column[d * WIDTH] = row[d];
-                }
+        on_all_threads(p.G * (p.count + 1), [&](int64_t task) {
+            const int64_t g = task % p.G, i = task / p.G - 1;  // -1: the keys from outside
+            const int64_t base = i < 0 ? 0 : p.bases[i], n = i < 0 ? p.past : p.length(i);
+            const Floats own = floats(p.depth());
+            for (int64_t j = 0; j < n; j++) {
+                const int64_t token = i < 0 ? 0 : p.start(i) + j;
+                const T* from = i < 0 ? past + (g * n + j) * p.D : x + token * stride + g * p.D;
+                float* row = as_rows ? rows.get() + (g * size + base + j) * p.depth() : own.get();
+                p.read(from, token, turn && i >= 0, 1.0f, row);
+                float* column = tiles.get() + (g * size + base + j / WIDTH * WIDTH) * p.D + j % WIDTH;
+                for (int64_t d = 0; as_tiles && d < p.D; d++) column[d * WIDTH] = row[d];
             }
+        });
     }
 
     const float* tile_of(const Problem<T>& p, int64_t g, int64_t at) const { return tiles.get() + (g * size + at) * p.D; }
@@ -235,8 +189,7 @@ void attend(const Problem<T>& p, T* o, float* lse) {
     const Keys<T> keys(p, p.k, p.k_stride, p.past_k, true, false, true);
     const Keys<T> values(p, p.v, p.v_stride, p.past_v, false, true, false);
     const int64_t depth = p.depth();
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < p.count * p.H; task++) {
+    on_all_threads(p.count * p.H, [&](int64_t task) {
         const int64_t i = task / p.H, h = task % p.H, g = h * p.G / p.H, L = p.length(i), U = p.columns(i);
         const std::vector<Part>& parts = p.parts[i];
         const Floats q = floats(ROWS * depth, true), scores = floats(ROWS * U), sums = floats(ROWS * depth);
@@ -268,7 +221,7 @@ void attend(const Problem<T>& p, T* o, float* lse) {
                 for (int64_t j = 0; j < p.D; j++) store(to + j, sums[r * depth + j] * scales[r]);
             }
         }
-    }
+    });
 }
 
 template <class T>
@@ -347,15 +300,14 @@ void attend_backward(const Problem<T>& p, const T* grad, const float* lse, const
     std::vector<int64_t> offsets(1, 0);  // of each document's columns, over all its tasks
     for (int64_t i = 0; i < p.count; i++) offsets.push_back(offsets[i] + p.G * tasks * p.columns(i));
     const Floats dk = floats(offsets.back() * depth), dv = floats(offsets.back() * depth);
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < p.count * p.G * tasks; task++) {
+    on_all_threads(p.count * p.G * tasks, [&](int64_t task) {
         const int64_t i = task / (p.G * tasks), n = task % (p.G * tasks), size = p.columns(i) * depth;
         const int64_t at = offsets[i] * depth + n * size;
         std::fill_n(dk.get() + at, size, 0.0f);
         std::fill_n(dv.get() + at, size, 0.0f);
         for (int64_t h = n * R / tasks; h < (n + 1) * R / tasks; h++)
             document_backward(p, keys, values, grad, lse, i, h, out, dk.get() + at, dv.get() + at);
-    }
+    });
     // adds what the tasks of group g found, in one document, for the key at `column`
     const auto add = [&](const Floats& from, int64_t i, int64_t g, int64_t column, float* sum) {
         for (int64_t n = g * tasks; n < (g + 1) * tasks; n++) {
@@ -364,26 +316,28 @@ void attend_backward(const Problem<T>& p, const T* grad, const float* lse, const
             for (int64_t j = 0; j < p.D; j++) sum[j] += x[j];
         }
     };
-#pragma omp parallel for schedule(static)
-    for (int64_t token = -p.past; token < p.N(); token++) {
-        const int64_t i = std::upper_bound(p.ends, p.ends + p.count, token) - p.ends, own = token - p.start(i);
-        std::vector<float> sum(p.D);
-        for (int64_t g = 0; g < p.G; g++)
-            for (const Floats* from : {&dk, &dv}) {
-                std::fill(sum.begin(), sum.end(), 0.0f);
-                if (token < 0) {
-                    for (int64_t j = 0; j < p.count; j++) add(*from, j, g, p.past + token, sum.data());
-                    float* to = from == &dk ? out.past_k : out.past_v;
-                    std::copy(sum.begin(), sum.end(), to + (g * p.past + p.past + token) * p.D);
-                    continue;
-                }
-                add(*from, i, g, p.parts[i].back().column + own, sum.data());
-                for (int64_t j = 1; p.shared && i == 0 && j < p.count; j++)
-                    add(*from, j, g, p.parts[0].back().column + own, sum.data());
-                T* to = from == &dk ? out.k + token * out.k_stride : out.v + token * out.v_stride;
-                p.write_gradient(sum.data(), token, from == &dk, 1.0f, to + g * p.D);
+    // all that was found for the key of a token (before token 0 for the keys from outside)
+    const auto gather = [&](const Floats& from, int64_t token, int64_t i, int64_t g, float* sum) {
+        std::fill_n(sum, p.D, 0.0f);
+        for (int64_t j = 0; token < 0 && j < p.count; j++) add(from, j, g, p.past + token, sum);
+        if (token < 0) return;
+        const int64_t own = token - p.start(i);
+        add(from, i, g, p.parts[i].back().column + own, sum);
+        for (int64_t j = 1; p.shared && i == 0 && j < p.count; j++) add(from, j, g, p.parts[0].back().column + own, sum);
+    };
+    on_all_threads(p.G * (p.count + 1), [&](int64_t task) {
+        const int64_t g = task % p.G, i = task / p.G - 1;
+        const Floats sum = floats(p.D);
+        for (int64_t token = i < 0 ? -p.past : p.start(i); token < (i < 0 ? 0 : p.ends[i]); token++)
+            for (const bool of_keys : {true, false}) {
+                gather(of_keys ? dk : dv, token, i, g, sum.get());
+                if (i < 0)
+                    std::copy_n(sum.get(), p.D, (of_keys ? out.past_k : out.past_v) + ((g + 1) * p.past + token) * p.D);
+                else
+                    p.write_gradient(sum.get(), token, of_keys, 1.0f,
+                                     (of_keys ? out.k + token * out.k_stride : out.v + token * out.v_stride) + g * p.D);
             }
-    }
+    });
 }
 
 }  // namespace
@@ -399,13 +353,14 @@ void attend_backward(const Problem<T>& p, const T* grad, const float* lse, const
     p.prepare();
 
 #define EXPORT(T, name)                                                                                                \
-    extern "C" void attention_##name(TAKES(T), T* o, float* lse) {                                                     \
-        PROBLEM(T) attend(p, o, lse);                                                                                  \
+    extern "C" int attention_##name(TAKES(T), T* o, float* lse) {                                                      \
+        return status_of([&] { PROBLEM(T) attend(p, o, lse); });                                                       \
     }                                                                                                                  \
-    extern "C" void attention_backward_##name(TAKES(T), const T* grad, const float* lse, T* dq, T* dk, T* dv,          \
-                                              int64_t dq_stride, int64_t dk_stride, int64_t dv_stride,                 \
-                                              float* past_dk, float* past_dv) {                                        \
-        PROBLEM(T) attend_backward(p, grad, lse, {dq, dk, dv, dq_stride, dk_stride, dv_stride, past_dk, past_dv});     \
+    extern "C" int attention_backward_##name(TAKES(T), const T* grad, const float* lse, T* dq, T* dk, T* dv,           \
+                                             int64_t dq_stride, int64_t dk_stride, int64_t dv_stride,                  \
+                                             float* past_dk, float* past_dv) {                                         \
+        const Gradients<T> out{dq, dk, dv, dq_stride, dk_stride, dv_stride, past_dk, past_dv};                         \
+        return status_of([&] { PROBLEM(T) attend_backward(p, grad, lse, out); });                                      \
     }
 
 EXPORT(float, fp32)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.plain import Documents, Heads, Operations, Past
+from tunesmith.kernels.plain import Documents, Heads, Inputs, Operations, Past
 
 
 def reference(
@@ -72,7 +72,7 @@ class _DocumentAttention(torch.autograd.Function):
     ) -> Tensor:
         operations, documents, heads = ctx.rest = rest
         past = None if past_k is None or past_v is None else (past_k, past_v)
-        o_TC, lse_HT = operations.attention(q_TC, k_TC, v_TC, None, past, documents, heads)
+        o_TC, lse_HT = operations.attention(Inputs(q_TC, k_TC, v_TC, None, past, documents, heads))
         ctx.save_for_backward(lse_HT, q_TC, k_TC, v_TC, past_k, past_v)
         output: Tensor = o_TC
         return output
@@ -80,9 +80,9 @@ class _DocumentAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         operations, documents, heads = ctx.rest
-        lse_HT, *inputs, past_k, past_v = ctx.saved_tensors
+        lse_HT, q_TC, k_TC, v_TC, past_k, past_v = ctx.saved_tensors
         past = None if past_k is None else (past_k, past_v)
-        grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
-        rest = None, past, documents, heads, grads
-        past_grads = operations.attention_backward(gradients[0].contiguous(), lse_HT, *inputs, *rest)
+        grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_TC, k_TC, v_TC))
+        of = Inputs(q_TC, k_TC, v_TC, None, past, documents, heads)
+        past_grads = operations.attention_backward(of, gradients[0].contiguous(), lse_HT, grads)
         return *grads, *(past_grads or (None, None)), None

@@ -1,7 +1,7 @@
 """The kernels as CUDA wants them: few launches, each over all documents.
 
 Why. A GPU multiplies the matrices of a layer in microseconds, so that what costs time on it is the number of launches
-and the passes over memory between two products. The loop over documents of attention.py would be launches without end.
+and the passes over memory between two products. A loop over documents would be launches without end.
 
 Attention. torch's variable-length flash attention takes all documents at once, by the offsets at which they begin. The
 last query of a document stands against its last key, so that a document whose keys begin with those of another (a

@@ -7,6 +7,8 @@
 // Rows are shared among OpenMP threads in fixed blocks and no sum crosses a block, so that results do not depend on
 // timing. Every function exists for bf16 and float; arrays are contiguous, sizes are in elements.
 
+#include <omp.h>
+
 #include <vector>
 
 #include "numbers.h"
@@ -82,8 +84,8 @@ void swiglu_backward(const T* grad, const T* pair, T* dpair, T* out, int64_t N, 
     }
 }
 
-// Exponentials of x[0..n) less their maximum, into `out`, and their sum. Short rows are the rule, and a loop's rest that
-// fills no vector costs as much as many vectors: so they are computed to the end of the last vector, where nothing adds.
+// Exponentials of x[0..n) less their maximum, into `out`, and their sum. The rest of a loop that fills no vector costs as
+// much as many vectors: so they are computed to the end of the last vector, where nothing adds.
 constexpr int64_t LANES = 16;
 
 template <class T>
@@ -103,43 +105,46 @@ float exponentials(const T* x, int64_t n, float* out, float* maximum) {
     return sum;
 }
 
-// In place: logits become d logp(label) / d logits = onehot(label) - softmax; logp and first choice beside them
+// In place: logits become d logp(label) / d logits = onehot(label) - softmax; beside them logp, and whether the label is
+// the first of the largest
 template <class T>
 void label_softmax(T* logits, const int64_t* labels, float* logp, bool* correct, int64_t N, int64_t V) {
-#pragma omp parallel
-    {
-        std::vector<float> wide(V + LANES);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < N; i++) {
-            T* x = logits + i * V;
-            float top, label = load(x[labels[i]]), sum = exponentials(x, V, wide.data(), &top);
-            logp[i] = label - top - std::log(sum);
-            correct[i] = label == top;
-            float scale = -1.0f / sum;
-            for (int64_t j = 0; j < V; j++) store(x + j, wide[j] * scale);
-            store(x + labels[i], 1.0f + wide[labels[i]] * scale);
-        }
+    const int64_t room = V + LANES;
+    std::vector<float> rooms(omp_get_max_threads() * room);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < N; i++) {
+        T* x = logits + i * V;
+        float* wide = rooms.data() + omp_get_thread_num() * room;
+        float top, label = load(x[labels[i]]), sum = exponentials(x, V, wide, &top);
+        logp[i] = label - top - std::log(sum);
+        correct[i] = label == top;
+        for (int64_t j = 0; correct[i] && j < labels[i]; j++) correct[i] = load(x[j]) != top;
+        float scale = -1.0f / sum;
+        for (int64_t j = 0; j < V; j++) store(x + j, wide[j] * scale);
+        store(x + labels[i], 1.0f + wide[labels[i]] * scale);
     }
 }
 
 }  // namespace
 
 #define EXPORT(T, name)                                                                                                \
-    extern "C" void norm_##name(const T* x, const T* weight, float eps, T* out, float* rstd, int64_t N, int64_t D) {   \
-        norm(x, weight, eps, out, rstd, N, D);                                                                         \
+    extern "C" int norm_##name(const T* x, const T* weight, float eps, T* out, float* rstd, int64_t N, int64_t D) {    \
+        return status_of([&] { norm(x, weight, eps, out, rstd, N, D); });                                              \
     }                                                                                                                  \
-    extern "C" void norm_backward_##name(const T* grad, const T* x, const T* weight, const float* rstd,                \
-                                         const T* residual, T* dx, float* weight_grads, int64_t blocks, int64_t N,     \
-                                         int64_t D) {                                                                  \
-        norm_backward(grad, x, weight, rstd, residual, dx, weight_grads, blocks, N, D);                                \
+    extern "C" int norm_backward_##name(const T* grad, const T* x, const T* weight, const float* rstd,                 \
+                                        const T* residual, T* dx, float* weight_grads, int64_t blocks, int64_t N,      \
+                                        int64_t D) {                                                                   \
+        return status_of([&] { norm_backward(grad, x, weight, rstd, residual, dx, weight_grads, blocks, N, D); });     \
     }                                                                                                                  \
-    extern "C" void swiglu_##name(const T* pair, T* out, int64_t N, int64_t I) { swiglu(pair, out, N, I); }            \
-    extern "C" void swiglu_backward_##name(const T* grad, const T* pair, T* dpair, T* out, int64_t N, int64_t I) {     \
-        swiglu_backward(grad, pair, dpair, out, N, I);                                                                 \
+    extern "C" int swiglu_##name(const T* pair, T* out, int64_t N, int64_t I) {                                        \
+        return status_of([&] { swiglu(pair, out, N, I); });                                                            \
     }                                                                                                                  \
-    extern "C" void label_softmax_##name(T* logits, const int64_t* labels, float* logp, bool* correct, int64_t N,      \
-                                         int64_t V) {                                                                  \
-        label_softmax(logits, labels, logp, correct, N, V);                                                            \
+    extern "C" int swiglu_backward_##name(const T* grad, const T* pair, T* dpair, T* out, int64_t N, int64_t I) {      \
+        return status_of([&] { swiglu_backward(grad, pair, dpair, out, N, I); });                                      \
+    }                                                                                                                  \
+    extern "C" int label_softmax_##name(T* logits, const int64_t* labels, float* logp, bool* correct, int64_t N,       \
+                                        int64_t V) {                                                                   \
+        return status_of([&] { label_softmax(logits, labels, logp, correct, N, V); });                                 \
     }
 
 EXPORT(float, fp32)

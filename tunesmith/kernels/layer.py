@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import attention
-from tunesmith.kernels.plain import Documents, Heads, Operations, Turn
+from tunesmith.kernels.plain import Documents, Heads, Inputs, Operations, Turn
 
 
 class Linear(NamedTuple):
@@ -130,8 +130,8 @@ class _Layer(torch.autograd.Function):
         p, s = structured(flat), shape.scales
         h_ND, rstd_N = operations.norm(x_ND, p.norm, shape.eps)
         qkv_NC, low_qkv = _project(h_ND, (p.q, p.k, p.v), s[:3])
-        qkv = _heads(operations, qkv_NC, shape, p)
-        o_NC, lse_HN = operations.attention(*qkv, turn, None, documents, shape.heads)
+        of = Inputs(*_heads(operations, qkv_NC, shape, p), turn, None, documents, shape.heads)
+        o_NC, lse_HN = operations.attention(of)
         middle_ND, low_o = _project(o_NC, (p.o,), s[3:4], x_ND)
         h_ND, middle_rstd_N = operations.norm(middle_ND, p.middle_norm, shape.eps)
         pair_NC, low_pair = _project(h_ND, (p.gate, p.up), s[4:6])
@@ -164,9 +164,10 @@ class _Layer(torch.autograd.Function):
         )
         do_NC, dlow_NR = _into_input(dmiddle_ND, (p.o,), s[3:4])
         (grads["o"],) = _into_weights(dmiddle_ND, o_NC, low[1], dlow_NR, (p.o,), (need.o,), s[3:4])
-        dqkv_NC, grads["q_norm"], grads["k_norm"] = _attention_backward(
-            operations, do_NC, lse_HN, qkv_NC, turn, documents, shape, p
-        )
+        of = Inputs(*_heads(operations, qkv_NC, shape, p), turn, None, documents, shape.heads)
+        dqkv_NC = torch.empty_like(qkv_NC)
+        operations.attention_backward(of, do_NC, lse_HN, _split(dqkv_NC, shape))
+        grads["q_norm"], grads["k_norm"] = _into_head_norms(operations, dqkv_NC, qkv_NC, shape, p)
         h_ND = operations.norm(x_ND, p.norm, shape.eps)[0]
         triple = (p.q, p.k, p.v), (need.q, need.k, need.v)
         lower = ctx.needs_input_grad[0] or need.norm
@@ -304,27 +305,19 @@ def _split(qkv_NC: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     return q_NC, k_NC, v_NC
 
 
-def _attention_backward(
-    operations: Operations,
-    do_NC: Tensor,
-    lse_HN: Tensor,
-    qkv_NC: Tensor,
-    turn: Turn,
-    documents: Documents,
-    shape: Shape,
-    p: Parameters,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradient with respect to q, k, v before norm and turn, and with respect to the weights of their norms."""
-    dqkv_NC, norm_grads = torch.empty_like(qkv_NC), list[Tensor | None]()
-    grads, inputs = _split(dqkv_NC, shape), _heads(operations, qkv_NC, shape, p)
-    operations.attention_backward(do_NC, lse_HN, *inputs, turn, None, documents, shape.heads, grads)
-    for weight, x_NC, dx_NC in zip((p.q_norm, p.k_norm), _split(qkv_NC, shape), grads):
+def _into_head_norms(
+    operations: Operations, dqkv_NC: Tensor, qkv_NC: Tensor, shape: Shape, p: Parameters
+) -> list[Tensor | None]:
+    """The gradients of the weights of the norms of q and k, where there are any; those of what the norms make become,
+    in place, those of what they are given."""
+    found = list[Tensor | None]()
+    for weight, x_NC, dx_NC in zip((p.q_norm, p.k_norm), _split(qkv_NC, shape), _split(dqkv_NC, shape)):
         if weight is None:
-            norm_grads.append(None)
+            found.append(None)
             continue
         x, dx = x_NC.reshape(-1, shape.heads.D), dx_NC.reshape(-1, shape.heads.D)
         rstd = operations.norm(x, weight, shape.eps)[1]
         before, dweight = operations.norm_backward(dx, x, weight, rstd, torch.zeros_like(dx), True)
         dx_NC.copy_(before.view(dx_NC.shape))
-        norm_grads.append(dweight)
-    return dqkv_NC, norm_grads[0], norm_grads[1]
+        found.append(dweight)
+    return found

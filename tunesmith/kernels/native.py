@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.plain import Documents, Heads, Operations, Past, Turn
+from tunesmith.kernels.plain import Inputs, Operations, Past
 
-SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "numbers.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "tiles.h", "numbers.h")]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -43,9 +43,12 @@ def load(cache: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     parts = [*(source.read_text() for source in SOURCES), *FLAGS, version, _processor(), str(runtime)]
     library = cache / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    if not library.is_file():
-        _compile(compiler, runtime, library)
-    return ctypes.CDLL(str(library))
+    try:
+        if not library.is_file():
+            _compile(compiler, runtime, library)
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise Unavailable(f"they cannot be compiled or loaded here ({error})") from None
 
 
 def _processor() -> str:
@@ -64,7 +67,8 @@ def _compile(compiler: str, runtime: Path, library: Path) -> None:
         for command in steps:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise Unavailable(f"the C++ compiler refuses our code ({done.stderr.strip().splitlines()[-1]})")
+                why = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+                raise Unavailable(f"the C++ compiler refuses our code ({why[0]})")
         os.replace(f"{made}.so", library)  # whole or not at all, also when two processes compile
 
 
@@ -87,9 +91,10 @@ def operations(library: ctypes.CDLL) -> Operations:
 
 
 def _call(library: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Tensors go as addresses, None as a null pointer, whole numbers as int64 and others as float."""
+    """Tensors go as addresses, None as a null pointer, whole numbers as int64, others as float. Raises MemoryError."""
     assert all(a.is_contiguous() or name.startswith("attention") for a in arguments if isinstance(a, Tensor)), name
-    library[f"{name}_{DTYPES[dtype]}"](*[_c(a) for a in arguments])
+    if library[f"{name}_{DTYPES[dtype]}"](*[_c(a) for a in arguments]):
+        raise MemoryError(f"not enough memory for {name}")
 
 
 def _c(value: Any) -> Any:
@@ -138,62 +143,42 @@ def swiglu_backward(library: ctypes.CDLL, grad_NI: Tensor, pair_N2I: Tensor) -> 
     return dpair_N2I, out_NI
 
 
-def attention(
-    library: ctypes.CDLL,
-    q_NC: Tensor,
-    k_NC: Tensor,
-    v_NC: Tensor,
-    turn: Turn,
-    past: Past,
-    documents: Documents,
-    heads: Heads,
-) -> tuple[Tensor, Tensor]:
-    o_NC, lse_HN = q_NC.new_empty(len(q_NC), heads.H * heads.D), torch.empty(heads.H, len(q_NC))
-    problem = _problem((q_NC, k_NC, v_NC), turn, past, documents, heads)
-    _call(library, "attention", q_NC.dtype, *problem, o_NC, lse_HN)
+def attention(library: ctypes.CDLL, of: Inputs) -> tuple[Tensor, Tensor]:
+    o_NC, lse_HN = of.q_NC.new_empty(len(of.q_NC), of.heads.H * of.heads.D), torch.empty(of.heads.H, len(of.q_NC))
+    _call(library, "attention", of.q_NC.dtype, *_arguments(of), o_NC, lse_HN)
     return o_NC, lse_HN
 
 
 def attention_backward(
-    library: ctypes.CDLL,
-    grad_NC: Tensor,
-    lse_HN: Tensor,
-    q_NC: Tensor,
-    k_NC: Tensor,
-    v_NC: Tensor,
-    turn: Turn,
-    past: Past,
-    documents: Documents,
-    heads: Heads,
-    out: tuple[Tensor, Tensor, Tensor],
+    library: ctypes.CDLL, of: Inputs, grad_NC: Tensor, lse_HN: Tensor, out: tuple[Tensor, Tensor, Tensor]
 ) -> Past:
-    problem = _problem((q_NC, k_NC, v_NC), turn, past, documents, heads)
-    past_grads = tuple(torch.empty(x.shape) for x in past) if past else (None, None)
+    past_grads = tuple(torch.empty(x.shape) for x in of.past) if of.past else (None, None)
     written = (*out, *(x.stride(0) for x in out), *past_grads)
-    _call(library, "attention_backward", grad_NC.dtype, *problem, grad_NC.contiguous(), lse_HN, *written)
+    _call(library, "attention_backward", grad_NC.dtype, *_arguments(of), grad_NC.contiguous(), lse_HN, *written)
     dk_GSD, dv_GSD = past_grads
     return None if dk_GSD is None or dv_GSD is None else (dk_GSD.to(grad_NC.dtype), dv_GSD.to(grad_NC.dtype))
 
 
-def _problem(
-    inputs: tuple[Tensor, Tensor, Tensor], turn: Turn, past: Past, documents: Documents, heads: Heads
-) -> tuple[Any, ...]:
-    """The arguments that both directions begin with. Rows of q, k and v may be parts of longer ones."""
-    assert all(x.stride(1) == 1 for x in inputs)
-    before = tuple(x.contiguous() for x in past) if past else (None, None)
-    window = torch.iinfo(torch.int32).max if heads.window is None else heads.window
+def _arguments(of: Inputs) -> tuple[Any, ...]:
+    """What both directions begin with. Raises TypeError where the library would read what is not there."""
+    inputs = of.q_NC, of.k_NC, of.v_NC
+    turn, past = of.turn or (None, None), tuple(x.contiguous() for x in of.past) if of.past else (None, None)
+    if len({x.dtype for x in (*inputs, *turn, *past) if x is not None}) > 1:
+        raise TypeError("queries, keys, values and angles have several dtypes")
+    if any(len(x) != sum(of.documents.lengths) or x.stride(1) != 1 for x in inputs):
+        raise TypeError("queries, keys and values are not rows of the documents' tokens")
     return (
         *inputs,
         *(x.stride(0) for x in inputs),
-        *(turn or (None, None)),
-        *before,
-        past[0].shape[1] if past else 0,
-        torch.tensor(documents.lengths).cumsum(0),
-        len(documents.lengths),
-        int(documents.shared),
-        *(heads.H, heads.G, heads.D),
-        window,
-        float(heads.scale),
+        *turn,
+        *past,
+        of.past[0].shape[1] if of.past else 0,
+        torch.tensor(of.documents.lengths).cumsum(0),
+        len(of.documents.lengths),
+        int(of.documents.shared),
+        *(of.heads.H, of.heads.G, of.heads.D),
+        torch.iinfo(torch.int32).max if of.heads.window is None else of.heads.window,
+        float(of.heads.scale),
     )
 
 

@@ -1,10 +1,12 @@
-// The types that the loops read and write, and an exponential that compilers make vector code of.
+// The types that the loops read and write, an exponential that compilers make vector code of, and what every exported
+// function does where memory does not suffice.
 
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 struct bf16 {
     uint16_t bits;
@@ -42,4 +44,15 @@ inline float fast_exp(float x) {
     float scale;
     std::memcpy(&scale, &power, 4);
     return p * scale;
+}
+
+// 0 when the work is done, 1 when memory did not suffice: no exception leaves the library.
+template <class Work>
+int status_of(const Work& work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
 }

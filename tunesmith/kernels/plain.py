@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,19 @@ class Heads:
     D: int
     scale: float
     window: int | None = None
+
+
+class Inputs(NamedTuple):
+    """What attention is computed of: queries, keys and values (N, H * D), which `turn` still has to turn and which may
+    be columns of wider rows; keys and values from outside; how tokens and features divide."""
+
+    q_NC: Tensor
+    k_NC: Tensor
+    v_NC: Tensor
+    turn: Turn
+    past: Past
+    documents: Documents
+    heads: Heads
 
 
 @dataclass(frozen=True)
@@ -85,14 +98,13 @@ def swiglu_backward(grad_NI: Tensor, pair_N2I: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([dgate_NI, dup_NI], 1).to(pair_N2I.dtype), swiglu(pair_N2I)
 
 
-def attention(
-    q_NC: Tensor, k_NC: Tensor, v_NC: Tensor, turn: Turn, past: Past, documents: Documents, heads: Heads
-) -> tuple[Tensor, Tensor]:
-    """What attention makes of queries and keys, turned by the rotary embedding here, and values, (N, H * D); and the
-    logarithm of the sum under each query's softmax, (H, N) in fp32, which backward wants. Computed in fp32."""
-    q_HND, k_GKD, v_GKD = _heads(q_NC, k_NC, v_NC, turn, past, heads)
-    o_NHD, lse_HN = q_NC.new_empty(len(q_NC), heads.H, heads.D), q_HND.new_empty(q_HND.shape[:2])
-    for rows, keys_U, hidden_LU in _documents(documents, past, heads, q_NC.device):
+def attention(of: Inputs) -> tuple[Tensor, Tensor]:
+    """What attention makes of its inputs, (N, H * D); and the logarithm of the sum under each query's softmax, (H, N)
+    in fp32, which backward wants. Computed in fp32."""
+    heads = of.heads
+    q_HND, k_GKD, v_GKD = _heads(of)
+    o_NHD, lse_HN = of.q_NC.new_empty(len(of.q_NC), heads.H, heads.D), q_HND.new_empty(q_HND.shape[:2])
+    for rows, keys_U, hidden_LU in _documents(of):
         q_GRLD = q_HND[:, rows].unflatten(0, (heads.G, -1))
         k_G1UD, v_G1UD = (x[:, None, keys_U] for x in (k_GKD, v_GKD))
         scores_GRLU = (q_GRLD @ k_G1UD.mT * heads.scale).masked_fill_(hidden_LU, -torch.inf)
@@ -101,23 +113,13 @@ def attention(
     return o_NHD.flatten(1), lse_HN
 
 
-def attention_backward(
-    grad_NC: Tensor,
-    lse_HN: Tensor,
-    q_NC: Tensor,
-    k_NC: Tensor,
-    v_NC: Tensor,
-    turn: Turn,
-    past: Past,
-    documents: Documents,
-    heads: Heads,
-    out: tuple[Tensor, Tensor, Tensor],
-) -> Past:
+def attention_backward(of: Inputs, grad_NC: Tensor, lse_HN: Tensor, out: tuple[Tensor, Tensor, Tensor]) -> Past:
     """The gradients with respect to q, k and v, before they were turned, written to `out`; and to what is past."""
-    q_HND, k_GKD, v_GKD = _heads(q_NC, k_NC, v_NC, turn, past, heads)
+    heads, turn, past = of.heads, of.turn, of.past
+    q_HND, k_GKD, v_GKD = _heads(of)
     grad_HND = grad_NC.float().unflatten(1, (-1, heads.D)).transpose(0, 1)
     dq_HND, dk_GKD, dv_GKD = (torch.zeros_like(x) for x in (q_HND, k_GKD, v_GKD))
-    for rows, keys_U, hidden_LU in _documents(documents, past, heads, q_NC.device):
+    for rows, keys_U, hidden_LU in _documents(of):
         q_GRLD, grad_GRLD = (x[:, rows].unflatten(0, (heads.G, -1)) for x in (q_HND, grad_HND))
         k_G1UD, v_G1UD = (x[:, None, keys_U] for x in (k_GKD, v_GKD))
         scores_GRLU = q_GRLD @ k_G1UD.mT * heads.scale - lse_HN[:, rows].unflatten(0, (heads.G, -1))[..., None]
@@ -134,16 +136,15 @@ def attention_backward(
     return (dk_GKD[:, :start].to(grad_NC.dtype), dv_GKD[:, :start].to(grad_NC.dtype)) if past else None
 
 
-def _heads(
-    q_NC: Tensor, k_NC: Tensor, v_NC: Tensor, turn: Turn, past: Past, heads: Heads
-) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(of: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (H, N, D), and keys and values (G, S + N, D) in fp32, turned."""
-    q_HND, k_GND, v_GND = (x.float().unflatten(1, (-1, heads.D)).transpose(0, 1) for x in (q_NC, k_NC, v_NC))
-    if turn:
-        cos_ND, sin_ND = (part.float() for part in turn)
+    inputs = of.q_NC, of.k_NC, of.v_NC
+    q_HND, k_GND, v_GND = (x.float().unflatten(1, (-1, of.heads.D)).transpose(0, 1) for x in inputs)
+    if of.turn:
+        cos_ND, sin_ND = (part.float() for part in of.turn)
         q_HND, k_GND = (x * cos_ND + _rotated(x) * sin_ND for x in (q_HND, k_GND))
-    if past:
-        k_GND, v_GND = (torch.cat([before.float(), x], 1) for before, x in zip(past, (k_GND, v_GND)))
+    if of.past:
+        k_GND, v_GND = (torch.cat([before.float(), x], 1) for before, x in zip(of.past, (k_GND, v_GND)))
     return q_HND, k_GND, v_GND
 
 
@@ -156,26 +157,24 @@ def _rotated(x_HND: Tensor) -> Tensor:
     return torch.cat([-high, low], -1)
 
 
-def _documents(
-    documents: Documents, past: Past, heads: Heads, device: torch.device
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _documents(of: Inputs) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Of each document the rows of its queries, which of the keys are its own or those that it begins with, and which
     of these each query must not see."""
-    start, at = past[0].shape[1] if past else 0, 0
-    for i, length in enumerate(documents.lengths):
-        before = start + (documents.lengths[0] if documents.shared and i else 0)
+    start, at, device = of.past[0].shape[1] if of.past else 0, 0, of.q_NC.device
+    for i, length in enumerate(of.documents.lengths):
+        before = start + (of.documents.lengths[0] if of.documents.shared and i else 0)
         keys_U = torch.cat([torch.arange(before), torch.arange(length) + start + at]).to(device)
         back_LU = before + torch.arange(length, device=device)[:, None] - torch.arange(before + length, device=device)
-        yield slice(at, at + length), keys_U, (back_LU < 0) | (back_LU >= (heads.window or before + length))
+        yield slice(at, at + length), keys_U, (back_LU < 0) | (back_LU >= (of.heads.window or before + length))
         at += length
 
 
 def label_softmax_(logits_CV: Tensor, y_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each label in fp32, and whether it is the first choice; the logits become the derivative of
-    the former, onehot(label) - softmax."""
+    """Log-probability of each label in fp32, and whether it is the first choice (of equals, the first in order); the
+    logits become the derivative of the former, onehot(label) - softmax."""
     logp_CV = logits_CV.float().log_softmax(-1)
     logp_C = logp_CV.gather(1, y_C[:, None])[:, 0]
-    correct_C = logp_C == logp_CV.amax(1)
+    correct_C = logp_CV.argmax(1) == y_C
     gradient_CV = logp_CV.exp_().neg_().scatter_add_(1, y_C[:, None], torch.ones_like(logp_C)[:, None])
     logits_CV.copy_(gradient_CV)
     return logp_C, correct_C

@@ -66,13 +66,8 @@ def save(model: PreTrainedModel, base: str, revision: str | None, folder: Path) 
     """Writes the bottlenecks as they are; `base` and `revision` name the model that they belong to."""
     found = inside(model)
     folder.mkdir()
-    parts = {
-        f"{name}.{part}": tensor.detach().contiguous()
-        for name, module in found.items()
-        for part, tensor in module.named_parameters()
-        if not part.startswith("inner.")
-    }
-    save_file(parts, folder / "adapter_model.safetensors")
+    weights = {name: tensor.detach().contiguous() for name, tensor in _weights(model).items()}
+    save_file(weights, folder / "adapter_model.safetensors")
     about = {"base_model_name_or_path": base, "revision": revision, "peft_type": FORMAT, "nonlinearity": "relu"}
     widths = {module.down.out_features for module in found.values()}
     store.write_json(folder / "adapter_config.json", {**about, "width": widths.pop(), "modules": list(found)})
@@ -90,8 +85,24 @@ def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         )
     for name in config["modules"]:
         _insert(model, name, config["width"])
+    if {name: w.shape for name, w in weights.items()} != {name: p.shape for name, p in _weights(model).items()}:
+        raise ModelError(
+            f"the adapter in {folder} is damaged",
+            "its weights are not those that its adapter_config.json tells of",
+            "export the adapter again",
+        )
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Those of the bottlenecks, by the names that they have on disk."""
+    return {
+        f"{name}.{part}": tensor
+        for name, module in inside(model).items()
+        for part, tensor in module.named_parameters()
+        if not part.startswith("inner.")
+    }
 
 
 def _insert(model: PreTrainedModel, name: str, width: int) -> None:

@@ -37,7 +37,7 @@ def model(folder: Path, precision: str, *, packed: bool = False, quantise: str |
     options: dict[str, Any] = {"dtype": DTYPES[precision]}
     if quantise:
         options["quantization_config"] = _nf4(DTYPES[precision])
-        options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     try:
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(

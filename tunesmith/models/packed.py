@@ -167,7 +167,7 @@ class Scorer(nn.Module):
         N, head = len(at_N), self.causal.get_output_embeddings()
         beyond = (0, rounded(N) - N)  # more of token 0, which nobody reads
         at_N, targets_N = (torch.nn.functional.pad(x, beyond) for x in (at_N, batch.targets_N))
-        logp_N, correct_N = self.kernels.label_logprobs(hidden_TD[at_N], head.weight, targets_N)
+        logp_N, correct_N = self.kernels.label_logprobs(hidden_TD.index_select(0, at_N), head.weight, targets_N)
         return logp_N[:N], correct_N[:N]
 
 

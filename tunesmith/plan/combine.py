@@ -79,6 +79,12 @@ def _quantised(train: Train, at: str) -> None:
             "weights in 4 bits cannot be trained themselves",
             "remove one of the two",
         )
+    if train.processes > 1:
+        raise ConfigError(
+            f"`{at}.quantise: nf4` does not go with `{at}.processes: {train.processes}`",
+            "a model in 4 bits fits into one process, and several with it are not tested",
+            f"remove `{at}.processes`, or `{at}.quantise`",
+        )
     if not find_spec("bitsandbytes"):
         raise ConfigError(
             f"`{at}.quantise: nf4` needs bitsandbytes",

@@ -21,7 +21,7 @@ from tunesmith.models import names
 from tunesmith.plan import estimate
 
 VERSION = 4
-_PASS_TOKENS = {False: 2048, True: 16384}  # on a GPU or not: larger passes take more memory and are no faster
+_PASS_TOKENS = {False: 1024, True: 16384}  # on a GPU or not: larger passes take more memory and are no faster
 _PINNED = "pinned in the project file"
 _METHODS = {
     "full": "every weight of the model: the most room to learn and to forget, and the most memory",
@@ -141,6 +141,9 @@ def _running(train: Train) -> dict[str, Decision]:
     alone = train.processes == 1
     watch = {"stop": "end with an explanation when training goes wrong", "warn": "warn and go on"}
     return {
+        "threads": Decision(
+            train.threads, _PINNED if train.threads else "chosen when training starts: one for each core that is free"
+        ),
         "processes": Decision(train.processes, "all work in one" if alone else "they share each optimizer step's rows"),
         "sharding": Decision(
             train.sharding,

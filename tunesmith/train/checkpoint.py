@@ -103,20 +103,21 @@ class Keeper:
 
 
 def save(folder: Path, state: State) -> None:
-    """Writes one checkpoint and removes all but the newest two. Raises ResourceError before writing on a full disk."""
+    """Writes one checkpoint and removes all but the newest two. Raises ResourceError where the disk is full."""
     store.require_space(folder, sum(t.numel() * t.element_size() for t in state.tensors.values()), "a checkpoint")
     for left in folder.glob(".step-*"):  # by a killed run
         shutil.rmtree(left, ignore_errors=True)
     final = folder / f"step-{state.step:08}"
     hidden = folder / f".{final.name}"
-    hidden.mkdir()
-    tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
-    save_file(tensors, hidden / "tensors.safetensors")
-    written = {"step": state.step, "of": state.of, "values": state.values}
-    written["tensors"] = _sha256(hidden / "tensors.safetensors")
-    (hidden / "state.json").write_bytes(orjson.dumps({**written, "digest": _digest(written)}))
-    for path in (hidden / "tensors.safetensors", hidden / "state.json", hidden):
-        _to_disk(path)
+    try:
+        _write(hidden, state)
+    except (OSError, SafetensorError) as error:
+        if not store.disk_is_full(error):
+            raise
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise ResourceError(
+            f"the disk of {folder} is full", "another program filled it meanwhile", "free some space, and run again"
+        ) from None
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     os.replace(hidden, final)
     _to_disk(folder)
@@ -125,19 +126,38 @@ def save(folder: Path, state: State) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def _write(folder: Path, state: State) -> None:
+    folder.mkdir()
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
+    save_file(tensors, folder / "tensors.safetensors")
+    written = {"step": state.step, "of": state.of, "values": state.values}
+    written["tensors"] = _sha256(folder / "tensors.safetensors")
+    (folder / "state.json").write_bytes(orjson.dumps({**written, "digest": _digest(written)}))
+    for path in (folder / "tensors.safetensors", folder / "state.json", folder):
+        _to_disk(path)
+
+
 def newest(folder: Path) -> State | None:
-    """The newest whole checkpoint, its tensors on the CPU; None if there is none. Damaged ones are told and removed."""
+    """The newest whole checkpoint, its tensors on the CPU; None if there is none. Damaged ones are told and removed.
+    Raises ResourceError where one cannot be read, which does not say that it is damaged."""
     for path in reversed(unfinished.checkpoints(folder)):
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
             say(f"the checkpoint {path} is damaged ({error}); looking for the one before")
             shutil.rmtree(path)
+        except OSError as error:
+            raise ResourceError(
+                f"the checkpoint {path} cannot be read",
+                f"the system says: {error.strerror or error}",
+                "run the same command again when the disk answers; `tunesmith run --fresh` starts the step over",
+            ) from None
     return None
 
 
 def _load(path: Path) -> State:
-    """Raises ValueError, KeyError, OSError or SafetensorError for a checkpoint that is not as it was written."""
+    """Raises FileNotFoundError, ValueError, KeyError or SafetensorError for a checkpoint that is not as it was written,
+    and other OSErrors where it cannot be read."""
     written = orjson.loads((path / "state.json").read_bytes())
     if written.pop("digest") != _digest(written) or written["tensors"] != _sha256(path / "tensors.safetensors"):
         raise ValueError("its digest differs")

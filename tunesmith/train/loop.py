@@ -87,6 +87,11 @@ class Outcome:
     def finished(self) -> bool:
         return self.stopped_early or self.steps == self.planned_steps
 
+    @property
+    def good(self) -> tuple[int, State] | None:
+        """The best state and its step, once there is one that was learnt."""
+        return (self.best_step, self.best) if self.best_step else None
+
     def add(self, done: StepResult, seconds: float) -> None:
         self.steps += 1
         self.tokens += done.tokens
@@ -94,10 +99,10 @@ class Outcome:
         self.seconds += seconds
 
     def consider(self, state: Callable[[], State], validation_loss: float | None, patience: int | None = None) -> None:
-        """Keeps the state if it is the best so far; without validation the newest is. Without a better one in
-        `patience` evaluations the run is to stop."""
-        best = self.best_validation_loss
-        if validation_loss is None or best is None or validation_loss < best:
+        """Keeps the state if it is the best so far; without validation the newest is. A loss that is not a number is no
+        better than any. Without a better one in `patience` evaluations the run is to stop."""
+        best = math.inf if self.best_validation_loss is None else self.best_validation_loss
+        if validation_loss is None or validation_loss < best:
             self.best = {}  # first: two of a large model might not fit
             self.best, self.best_step, self.best_validation_loss = state(), self.steps, validation_loss
             self.evaluations_without_gain = 0
@@ -255,7 +260,7 @@ def train(
 
     def report(entry: dict[str, Any]) -> None:
         log(entry)
-        heed(watch.faults(run.seen, entry, course), settings.watch, outcome.warnings)
+        watch.heed(watch.faults(run.seen, entry, course), settings.watch, outcome.warnings, outcome.good)
 
     def evaluate() -> None:
         figures = _validate(run, validation, settings)
@@ -361,16 +366,6 @@ def _validate(run: Run, validation: Tokens, settings: Settings) -> dict[str, flo
 def _tell_memory(found: memory.Forecast, log: Log) -> None:
     say(f"  memory              {found.peak_bytes / 1e9:>6.2f} GB  {found.reason}")
     log({"step": 0, "micro_batch_tokens": found.micro_batch_tokens, "forecast_bytes": found.peak_bytes})
-
-
-def heed(found: list[watch.Fault], mode: str, warnings: dict[str, str]) -> None:
-    """Raises the first fault that is to end the run; tells each other kind once, and notes it in `warnings`."""
-    for fault in found:
-        if mode == "stop" and not fault.mild:
-            raise fault
-        if fault.kind not in warnings:
-            warnings[fault.kind] = fault.what
-            say(f"warning: {fault}")
 
 
 def _course(settings: Settings, steps: int) -> watch.Course:

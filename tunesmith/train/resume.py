@@ -31,8 +31,11 @@ def made_with(threads: int, kernels: Sequence[str]) -> dict[str, str]:
     }
 
 
-def threads(saved: State | None, processes: int = 1) -> Decision:
-    """Of each process: those of the run that was stopped, where this machine has as many cores."""
+def threads(saved: State | None, processes: int = 1, pinned: int | None = None) -> Decision:
+    """Of each process: those of the project file; those of the run that was stopped, where this machine has as many
+    cores; or those that are free."""
+    if pinned:
+        return Decision(pinned, "pinned in the project file")
     before = int(saved.values["around"]["made_with"]["threads"]) if saved else None
     if before is None or before > hardware.cores():
         free = hardware.threads()

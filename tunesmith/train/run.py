@@ -13,6 +13,7 @@ import orjson
 
 from tunesmith.core import hardware, interrupt, store, unfinished
 from tunesmith.core.console import Bar, progress, say
+from tunesmith.core.records import Decision
 from tunesmith.core.step import Artifact
 from tunesmith.models import base as bases
 from tunesmith.train import launch, resume, trackers, watch
@@ -57,7 +58,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     processes = join(chosen["sharding"])
     with processes.first_before_others():  # it removes damaged checkpoints
         saved = checkpoint.newest(kept)
-    threads = processes.agree(lambda: resume.threads(saved, processes.count))
+    threads = processes.agree(lambda: resume.threads(saved, processes.count, chosen["threads"]))
     torch.set_num_threads(threads.value)
     measured = memory.reset_peak()
     settings = _settings(chosen, dataset)
@@ -67,11 +68,9 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     whole_model = partial(_whole_model, scorer, base.folder, chosen, processes)
     store.require_space(out, 2 * methods.bytes_on_disk(scorer.model), "the tuned model")
     placed = {"threads": threads, "binding": hardware.binding()}
-    told = [f"{name:<19} {decision.value:>9}  {decision.reason}" for name, decision in placed.items()]
-    for note in (*processes.notes, *scorer.notes, *told):
+    for note in (*processes.notes, *scorer.notes, *map(_line, placed, placed.values())):
         say(f"  {note}")
-    made_with = resume.made_with(threads.value, scorer.notes)
-    resume.announce(saved, made_with)
+    resume.announce(saved, made_with := resume.made_with(threads.value, scorer.notes))
     with (
         interrupt.deferred("finishing this step, then saving; once more stops at once") as asked,
         resume.log_file(kept / processes.own("metrics.jsonl"), saved) as file,
@@ -81,13 +80,12 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
         keeper = checkpoint.Keeper(
             kept, chosen["checkpoint_minutes"], lambda: {"made_with": made_with, **resume.log_length(file)}, asked
         )
-        log = _logger(file, bar, track)
         try:
-            outcome = loop.train(scorer, sft.loss, rows, validation, settings, log, keeper, saved)
+            outcome = loop.train(scorer, sft.loss, rows, validation, settings, _logger(file, bar, track), keeper, saved)
         except watch.Fault as fault:
             with processes.first_before_others():  # who ends first would end them all
                 if processes.first:
-                    left = _leave_what_is_good(kept, whole_model, base.hub, out)
+                    left = _leave_what_is_good(fault, kept, whole_model, base.hub, out)
                     fault.next += f"; {left} in output/failed/{kept.name}"
             raise
     if not processes.first:
@@ -107,6 +105,11 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     }
 
 
+def _line(name: str, decision: Decision) -> str:
+    """As the planner shows its own."""
+    return f"{name:<19} {decision.value!s:>9}  {decision.reason}"
+
+
 def _chosen(plan: Artifact) -> dict[str, Any]:
     """The values of the plan's decisions."""
     return {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
@@ -121,11 +124,11 @@ def _settings(chosen: dict[str, Any], dataset: Artifact) -> Settings:
 
 def _warnings(rows: Tokens, settings: Settings) -> dict[str, str]:
     """What the rows themselves give cause to warn of, by its kind; raises watch.Fault where training is to stop."""
-    from tunesmith.train import answers, loop
+    from tunesmith.train import answers
 
     warnings: dict[str, str] = {}
     empty = int(answers.only_end(rows, list(settings.end_tokens)).sum())
-    loop.heed(watch.only_end_tokens(empty, len(rows)), settings.watch, warnings)
+    watch.heed(watch.only_end_tokens(empty, len(rows)), settings.watch, warnings)
     return warnings
 
 
@@ -154,21 +157,23 @@ def _whole_model(
 
 
 def _leave_what_is_good(
-    kept: Path, whole_model: Callable[[], PreTrainedModel | PeftModel], hub_id: str | None, out: Path
+    fault: watch.Fault,
+    kept: Path,
+    whole_model: Callable[[], PreTrainedModel | PeftModel],
+    hub_id: str | None,
+    out: Path,
 ) -> str:
-    """Leaves the log of a run that went wrong, and the best state of its newest checkpoint, and says so. No checkpoint
-    stays: going on from it would repeat the fault, and it must not stand in the way of other settings."""
+    """Leaves the log of a run that went wrong, and its best state, and says so. No checkpoint stays: going on from it
+    would repeat the fault, and it must not stand in the way of other settings."""
     from tunesmith.models import methods
-    from tunesmith.train import checkpoint, loop
 
     shutil.copyfile(kept / "metrics.jsonl", out / "metrics.jsonl")
-    found = checkpoint.newest(kept)
     unfinished.discard(kept)
-    if found is None or not found.values["outcome"]["best_step"]:
+    if fault.good is None:
         return "its log is"
-    outcome = loop.outcome_of(found)
-    folder = methods.save(whole_model(), outcome.best, hub_id, out)
-    return f"its log and its best state, of step {outcome.best_step:,}, are (metrics.jsonl, {folder.name}/)"
+    step, state = fault.good
+    folder = methods.save(whole_model(), state, hub_id, out)
+    return f"its log and its best state, of step {step:,}, are (metrics.jsonl, {folder.name}/)"
 
 
 def _logger(file: BinaryIO, bar: Bar, track: trackers.Track) -> Callable[[dict[str, Any]], None]:
@@ -186,7 +191,7 @@ def _logger(file: BinaryIO, bar: Bar, track: trackers.Track) -> Callable[[dict[s
         last.update(entry)
         if "loss" in entry:
             losses = f"loss {entry['loss']:.3f}"
-            if "validation_loss" in last:
+            if last.get("validation_loss") is not None:  # where it was not a number, the log has none
                 losses += f"  validation {last['validation_loss']:.3f}"
             bar.advance(entry["tokens"], f"step {entry['step']}/{entry['of']}  {losses}")
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import store
 from tunesmith.core.console import progress, say
 from tunesmith.core.step import Artifact
+from tunesmith.models import base as bases
+from tunesmith.plan import estimate
 from tunesmith.train import run as training
 
 if TYPE_CHECKING:
@@ -27,12 +29,15 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) ->
     The summary's `merged_validation_loss` is that of `model/`, in nats a token; None where nothing had to be merged or
     nothing was held out.
     """
+    chosen = {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
+    assert base.folder is not None
+    whole_bytes = estimate.weight_bytes(bases.facts(base.folder)["parameters"], chosen["precision"])
+    store.require_space(out, whole_bytes, "the stage's model")
     trained = training.run(plan, base, dataset, out, kept)
     tokens = {side: dataset.summary[side]["tokens"] for side in ("train", "validation")}
     found = {"texts": {"documents": dataset.summary["documents"], **tokens}, "merged_validation_loss": None}
     if (out / "model").is_dir():
         return {**trained, **found}
-    chosen = {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
     _merge(base, chosen["precision"], out)
     loss = _validation_loss(out / "model", chosen, dataset)
     told = "" if loss is None else f"; {loss:.4f} merged in {chosen['precision']}"
@@ -46,7 +51,6 @@ def _merge(base: Base, precision: str, out: Path) -> None:
     assert base.folder is not None
     say("  merging the stage into one model")
     model = methods.merged(base.folder, out).to(load.DTYPES[precision])
-    store.require_space(out, sum(p.numel() * p.element_size() for p in model.parameters()), "the stage's model")
     with load.quiet():
         model.save_pretrained(out / "model")
     for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from tunesmith.core.console import say
 from tunesmith.core.errors import UserError
 
 Entry = dict[str, Any]
@@ -22,7 +23,10 @@ USUAL_RATE = 1e-3  # a learning rate at which something is learnt, whatever the 
 
 
 class Fault(UserError):
-    """Training goes wrong in a way that going on would repeat; if `mild`, nothing is lost by going on."""
+    """Training goes wrong in a way that going on would repeat; if `mild`, nothing is lost by going on. `good` is the
+    best state until then, and its step, if there was one."""
+
+    good: tuple[int, dict[str, Any]] | None = None
 
     def __init__(self, kind: str, what: str, why: str, next: str, *, mild: bool = False) -> None:
         super().__init__(what, why, next)
@@ -73,6 +77,20 @@ class Seen:
     since_steps: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # step, validation_loss, mean training_loss before
     first_end_only: float | None = None  # share of the untrained model's answers that are only an end token
+
+
+def heed(
+    found: list[Fault], mode: str, warnings: dict[str, str], good: tuple[int, dict[str, Any]] | None = None
+) -> None:
+    """Raises the first fault that is to end the run, and hands it what was good until then; tells each other kind once,
+    and notes it in `warnings`."""
+    for fault in found:
+        if mode == "stop" and not fault.mild:
+            fault.good = good
+            raise fault
+        if fault.kind not in warnings:
+            warnings[fault.kind] = fault.what
+            say(f"warning: {fault}")
 
 
 def faults(seen: Seen, entry: Entry, course: Course) -> list[Fault]:
