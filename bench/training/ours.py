@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,17 +17,15 @@ if TYPE_CHECKING:
     from tunesmith.models.packed import Scorer, Tokens
     from tunesmith.train.loop import Run, StepResult
 
-Form = Literal["fast", "reference"]
-
 
 @dataclass(frozen=True)
 class Engine:
     """Each technique of ours that the ladder can take away; the defaults are what users get."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
-    micro_batch_tokens: int = 2048
-    attention: Form = "fast"
-    head: Form = "fast"
+    micro_batch_tokens: int = 1024
+    attention: Literal["fast", "plain", "reference"] = "fast"
+    head: Literal["fast", "reference"] = "fast"
     fused_layers: bool = True
     compiled: bool = True
     shared_beginning: bool = True
@@ -105,12 +104,17 @@ def _scorer(job: Job, engine: Engine) -> Scorer:
 
 
 def _kernels(kernels: Kernels, engine: Engine, model: Any) -> Kernels:
-    from tunesmith.kernels import apply, attention, head
+    from tunesmith.kernels import apply, attention, head, layer, plain
 
     if not engine.compiled:
         kernels = apply.choose(model.dtype, model.device, cache=None)
     if engine.attention == "reference":
         kernels = replace(kernels, attention=attention.reference)
+    elif engine.attention == "plain" and isinstance(kernels.attention, partial):
+        own = {"attention": plain.attention, "attention_backward": plain.attention_backward}
+        operations = replace(kernels.attention.args[0], **own)
+        attend, whole = (partial(fn, operations) for fn in (attention.document_attention, layer.layer))
+        kernels = replace(kernels, attention=attend, layer=whole)
     if engine.head == "reference":
         kernels = replace(kernels, label_logprobs=head.reference)
     return kernels

@@ -23,8 +23,8 @@ from tunesmith.train.batches import micro_batches
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
 HOLES = 1.04  # what a pass takes in a heap with holes, over what it takes in a fresh one
-MARGIN = 1.02  # of the forecast over all that
-NEAR = 0.95  # of the forecast: past it, free memory goes back to the system between two passes
+MARGIN = 1.06  # of the forecast over all that
+NEAR = 0.88  # of the forecast: past it, free memory goes back to the system between two passes
 CANDIDATES = 16  # micro-batches whose shared beginnings are looked at, to find the heaviest
 LOOKED_AT = 512  # micro-batches whose sizes are counted
 NOT_ENOUGH = sys.maxsize
@@ -118,14 +118,17 @@ def _peak(
     *,
     summed: bool,
 ) -> float:
-    """The peak over all passes, less what the optimizer adds: the heaviest, in a heap with holes, and what sizes that
-    no pass has had so far will leave behind."""
-    heavy = rehearsal(heaviest, summed)
-    sizes = {packed_tokens(tokens, rows): rows for rows in batches[:LOOKED_AT]}
-    new = {size: rows for size, rows in sizes.items() if size != known}
-    left = heavy if packed_tokens(tokens, heaviest) in new else rehearsal(new[max(new)], summed) if new else None
-    remains = max(0, left.after - left.before) * len(new) if left else 0
-    return heavy.before + HOLES * (heavy.peak - heavy.before) + remains
+    """The peak over all passes, less what the optimizer adds. A pass takes what the heaviest takes for each token, in a
+    heap with holes, on top of what every new size before it has left behind; the smallest tells how much that is."""
+    heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
+    sizes = [packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]]
+    new = {size: rows for size, rows in zip(sizes, batches) if size not in (known, largest)}
+    small = rehearsal(new[min(new)], summed) if new else heavy
+    left, seen, peak = max(0, small.after - small.before), set[int](), 0.0
+    for size in [*sizes, largest] if len(batches) > LOOKED_AT else sizes:
+        seen |= {size} & new.keys()
+        peak = max(peak, HOLES * (heavy.peak - heavy.before) * size / largest + left * len(seen))
+    return max(heavy.before, heavy.after) + peak
 
 
 def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
