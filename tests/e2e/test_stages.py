@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 import tunesmith
 from tunesmith.cli import app
 from tunesmith.core import store
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.models import base as bases
 from tunesmith.models import load
 from tunesmith.models.packed import Tokens
+from tunesmith.plan import planner
 
 RECIPE = Path(__file__).parents[2] / "recipes/domain"
 STAGE = ["texts", "pretrain-plan", "pretrain"]
@@ -215,13 +216,15 @@ def test_a_missing_text_names_the_key(project: Path) -> None:
     assert "did you mean handbook.txt?" in error.value.why
 
 
-def test_an_error_of_the_stage_names_the_settings_of_the_stage(shown: tunesmith.Show, project: Path) -> None:
-    too_many = ["pretrain.train={method: prompt, virtual_tokens: 9000}"]
-    with pytest.raises(ConfigError) as error:
-        tunesmith.run(project, set=too_many, until="pretrain-plan")
-    assert error.value.what.startswith("`pretrain.train.virtual_tokens: 9000`")
-    assert "lower `pretrain.train.virtual_tokens`" in error.value.next
-    assert "`pretrain.block_tokens: " in error.value.next
+def test_an_error_of_the_stage_names_the_settings_of_the_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*arguments: Any) -> None:
+        raise ResourceError("`train.rank: 8` is in train", "it is", "lower data.format.max_tokens or train.rank")
+
+    monkeypatch.setattr(planner, "run", too_large)
+    with pytest.raises(ResourceError) as error:
+        tunesmith.run(project, set=["pretrain.train.rank=8"], until="pretrain-plan")
+    assert error.value.what == "`pretrain.train.rank: 8` is in train"
+    assert error.value.next == "lower pretrain.block_tokens or pretrain.train.rank"
 
 
 def test_the_handbook_is_what_its_script_writes() -> None:

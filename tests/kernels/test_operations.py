@@ -81,7 +81,7 @@ def test_attention(
     of = Inputs(*wide.split(sizes, 1), turn, before, documents, heads)
     found, lse = compiled.attention(of)
     wanted, wanted_lse = plain.attention(of)
-    near = {"rtol": 1e-4 if dtype == torch.float32 else 2**-7, "atol": 1e-5 if dtype == torch.float32 else 1e-3}
+    near = {"rtol": 1e-4 if dtype == torch.float32 else 2**-7, "atol": 1e-4 if dtype == torch.float32 else 1e-3}
     torch.testing.assert_close(found.float(), wanted.float(), **near)
     torch.testing.assert_close(lse, wanted_lse, rtol=1e-5, atol=1e-5)
     results = []

@@ -14,7 +14,6 @@ from tunesmith.core import store
 from tunesmith.core.console import progress, say
 from tunesmith.core.step import Artifact
 from tunesmith.models import base as bases
-from tunesmith.plan import estimate
 from tunesmith.train import run as training
 
 if TYPE_CHECKING:
@@ -29,9 +28,11 @@ def run(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) ->
     The summary's `merged_validation_loss` is that of `model/`, in nats a token; None where nothing had to be merged or
     nothing was held out.
     """
+    from tunesmith.models import load
+
     chosen = {name: decision["value"] for name, decision in plan.summary["decisions"].items()}
     assert base.folder is not None
-    whole_bytes = estimate.weight_bytes(bases.facts(base.folder)["parameters"], chosen["precision"])
+    whole_bytes = bases.facts(base.folder)["parameters"] * load.DTYPES[chosen["precision"]].itemsize
     store.require_space(out, whole_bytes, "the stage's model")
     trained = training.run(plan, base, dataset, out, kept)
     tokens = {side: dataset.summary[side]["tokens"] for side in ("train", "validation")}
