@@ -220,7 +220,7 @@ def test_an_error_of_the_stage_names_the_settings_of_the_stage(project: Path, mo
     def too_large(*arguments: Any) -> None:
         raise ResourceError("`train.rank: 8` is in train", "it is", "lower data.format.max_tokens or train.rank")
 
-    monkeypatch.setattr(planner, "run", too_large)
+    monkeypatch.setattr(planner, "decide", too_large)
     with pytest.raises(ResourceError) as error:
         tunesmith.run(project, set=["pretrain.train.rank=8"], until="pretrain-plan")
     assert error.value.what == "`pretrain.train.rank: 8` is in train"
