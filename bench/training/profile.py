@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from training import ours
@@ -43,7 +44,7 @@ def main() -> None:
         started = time.perf_counter()
         tokens = sum(own.step(rows)[0].tokens for rows in own.steps[job.warmup :])
         seconds = time.perf_counter() - started
-    vocabulary = store.read_json(f"{job.base}/config.json")["vocab_size"]
+    vocabulary = store.read_json(Path(job.base) / "config.json")["vocab_size"]
     spent = {kind: Spent() for kind in (LAYERS, LOW_RANK, HEAD, ATTENTION, LOOPS)}
     for event in found.key_averages(group_by_input_shape=True):
         kind, flops = _kind(event.key, event.input_shapes, vocabulary)

@@ -1,7 +1,7 @@
 """What a training run that goes on takes over from the one that was stopped: threads, log, and what it should hear.
 
-The same weights bit for bit need the same sums in the same order: the same machine, libraries and number of threads.
-What can be kept the same is; what cannot is told.
+The same weights bit for bit need the same sums in the same order: the same machine, libraries and number of threads, and
+no GPU, on which some sums have no fixed order. What can be kept the same is; what cannot is told.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def announce(saved: State | None, made_with: dict[str, str]) -> None:
         return
     before = saved.values["around"]["made_with"]
     changed = [f"{name} {before.get(name)} -> {now}" for name, now in made_with.items() if before.get(name) != now]
+    if hardware.probe().gpu:
+        changed.append("some sums on a GPU have no fixed order")
     done = saved.step == saved.of
     say(f"  all {saved.of:,} steps are done" if done else f"  continues at step {saved.step + 1:,} of {saved.of:,}")
     if changed:
