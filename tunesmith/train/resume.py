@@ -1,7 +1,7 @@
 """What a training run that goes on takes over from the one that was stopped: threads, log, and what it should hear.
 
-The same weights bit for bit need the same sums in the same order: the same machine, libraries and number of threads, and
-no GPU, on which some sums have no fixed order. What can be kept the same is; what cannot is told.
+The same weights bit for bit need the same sums in the same order: the same machine, libraries and number of threads,
+and no GPU, on which some sums have no fixed order. What can be kept the same is; what cannot is told.
 """
 
 from __future__ import annotations
