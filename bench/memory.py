@@ -52,7 +52,7 @@ def main(
     out = results.parent / "output" / "memory"
     shutil.rmtree(out, ignore_errors=True)
     try:
-        workload = prepare(out, tokens, 1, 0, 8, full=True)
+        workload = prepare(out, tokens, 1, 0, full=True)
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

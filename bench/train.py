@@ -1,10 +1,10 @@
 """Trains SmolLM2-135M with tunesmith and with TRL on the same rows, in the same order, from the same adapter.
 
-    bench/train.py             five pairs and the ladder: speed, memory, loss, share of the roofline
-    bench/train.py --quick     the ratios alone, from two pairs
-    bench/train.py --full      the same for training all weights
-    bench/train.py --search    looks for TRL's best configuration, which the others then use
-    bench/train.py --curve     the losses of 100 steps beside TRL's own noise
+    bench/train.py                five pairs and the ladder: speed, memory, loss, share of the roofline
+    bench/train.py --quick        the ratios alone, from two pairs
+    bench/train.py --full         the same for training all weights
+    bench/train.py --search       looks for TRL's best configuration, which the others then use
+    bench/train.py --curve bf16   the losses of 100 steps beside TRL's own noise; or fp32
 
 Each prints a table and, as its last line, JSON; figures and raw runs go to bench/results. Run it alone on the machine.
 """
@@ -33,11 +33,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="two pairs of few steps, no ladder; keeps no figures")] = False,
     full: Annotated[bool, typer.Option("--full", help="train all weights instead of a LoRA")] = False,
     find: Annotated[bool, typer.Option("--search", help="look for TRL's best configuration")] = False,
-    losses: Annotated[bool, typer.Option("--curve", help="compare losses over many steps")] = False,
+    losses: Annotated[str | None, typer.Option("--curve", help="compare losses over many steps, bf16 or fp32")] = None,
     pairs: Annotated[int, typer.Option(min=1, help="interleaved runs of each side")] = 5,
     steps: Annotated[int | None, typer.Option(min=1, help="timed optimizer steps")] = None,
-    together: Annotated[int, typer.Option("--rows", min=1, help="rows of an optimizer step")] = 8,
-    precision: Annotated[str, typer.Option(help="of the curves: bf16 or fp32")] = "bf16",
     tokens: Annotated[Path | None, typer.Option(help="a folder of tokenised rows, instead of the Alpaca rows")] = None,
     results: Annotated[Path, typer.Option(help="where figures are kept")] = RESULTS,
 ) -> None:
@@ -49,13 +47,13 @@ def main(
     def workload(name: str, usual_steps: int, warmup: int) -> Workload:
         out = results.parent / "output" / f"{name}-{_method(full)}"
         shutil.rmtree(out, ignore_errors=True)
-        return prepare(out, tokens, steps or usual_steps, warmup, together, full)
+        return prepare(out, tokens, steps or usual_steps, warmup, full)
 
     try:
         if find:
             found = _search(workload("search", 4, 1), results)
         elif losses:
-            found = _curve(workload("curve", 100, 0), precision, results)
+            found = _curve(workload("curve", 100, 0), losses, results)
         elif quick:
             found = _compare(workload("quick", 3, 1), 2, results, quick=True)
         else:

@@ -23,6 +23,7 @@ from tunesmith.models.packed import Tokens
 
 MODEL = "smollm2-135m-instruct"
 DATA = "formats/alpaca_en_demo.json"
+ROWS = 8  # of an optimizer step
 _NUMBER = count(1)
 
 
@@ -86,7 +87,7 @@ class Workload:
         )
 
 
-def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, together: int, full: bool) -> Workload:
+def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, full: bool) -> Workload:
     """Tokenises the rows into `out`, unless `tokens` is a folder with tokenised ones, and writes the adapter."""
     out, base = out.resolve(), bases.fetch(MODEL, Path()).folder
     assert base is not None
@@ -96,7 +97,7 @@ def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, together: i
     adapter = None if full else out / "adapter"
     if adapter:
         rows.initial_adapter(base, adapter, seed=0)
-    schedule = rows.schedule(Tokens(tokens, "train").lengths, steps, warmup, together, seed=0)
+    schedule = rows.schedule(Tokens(tokens, "train").lengths, steps, warmup, ROWS, seed=0)
     return Workload(base, tokens.resolve(), adapter, schedule, out / "runs")
 
 

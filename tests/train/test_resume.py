@@ -251,6 +251,7 @@ def test_threads_are_those_of_the_run_that_was_stopped(capsys: pytest.CaptureFix
     found = resume.threads(saved(1))
     assert found.value == 1
     assert "before the interruption" in found.reason
+    assert resume.threads(saved(1), pinned=3).value == 3
     resume.announce(saved(1), resume.made_with(1, []))
     told = capsys.readouterr().err
     assert "continues at step 41 of 120" in told

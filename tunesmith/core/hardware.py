@@ -20,6 +20,10 @@ import psutil
 
 from tunesmith.core.records import Decision
 
+_GROUP_FILES = {  # of control groups: limit and use of memory, and what of the use are files; by controller
+    "": ("memory.max", "memory.current", "inactive_file"),  # in the second version there is one for all
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 _NO_LIMIT = 1 << 60  # the first version of control groups writes a number near 2^63 where there is none
 
 
@@ -93,24 +97,16 @@ def control_groups(
     found = []
     for line in told.read_text().splitlines() if told.is_file() else []:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, names, files = root, ("memory.max", "memory.current"), "inactive_file"
-        elif "memory" in controllers.split(","):
-            top, names, files = (
-                root / "memory",
-                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-                "total_inactive_file",
-            )
-        else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            limit, used = (folder / name for name in names)
-            if limit.is_file() and (text := limit.read_text().strip()).isdigit() and int(text) < _NO_LIMIT:
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                found.append((int(text), int(used.read_text()) - int(stat.get(files, 0))))
-            if folder == top:
-                break
+        for controller in _GROUP_FILES.keys() & set(controllers.split(",")):
+            limit, used, files = _GROUP_FILES[controller]
+            group = root / controller / path.lstrip("/")
+            for folder in (group, *group.parents):
+                text = (folder / limit).read_text().strip() if (folder / limit).is_file() else ""
+                if text.isdigit() and int(text) < _NO_LIMIT:
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    found.append((int(text), int((folder / used).read_text()) - int(stat.get(files, 0))))
+                if folder == root / controller:
+                    break
     return found
 
 

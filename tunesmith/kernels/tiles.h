@@ -42,7 +42,7 @@ void on_all_threads(int64_t tasks, const Work& work) {
     std::atomic<bool> failed{false};
 #pragma omp parallel for schedule(dynamic)
     for (int64_t task = 0; task < tasks; task++)
-        failed = status_of([&] { work(task); }) || failed;
+        if (status_of([&] { work(task); })) failed = true;
     if (failed) throw std::bad_alloc();
 }
 

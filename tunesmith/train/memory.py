@@ -154,7 +154,7 @@ def _heaviest(tokens: Tokens, batches: list[Rows]) -> Rows:
 def stay_below(forecast_bytes: int) -> None:
     """To be called between two passes: gives free memory back to the system where the process holds nearly as much as
     was forecast. Tensors of new sizes do not fit into the holes that others left in the C library's heap, which
-    therefore grows; but to give memory back after every pass would cost a fifth of the speed."""
+    therefore grows; but to give memory back after every pass would cost a tenth of the speed."""
     if not torch.cuda.is_available() and hardware.resident_bytes() > NEAR * forecast_bytes:
         hardware.give_memory_back()
 
