@@ -31,8 +31,8 @@ def found(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     tokenizer = load.tokenizer(base.folder)
     tickets = store.read_jsonl(ROOT / "recipes/support/data/tickets.jsonl")
     write(folder, [chat.render(tokenizer, short(i, ticket), []) for i, ticket in enumerate(tickets)])
-    options = ["--precision", "fp32", "--steps", str(STEPS), "--rows", "4", "--tokens", folder]
-    command = [sys.executable, ROOT / "bench/train.py", "--curve", *options, "--results", folder / "results"]
+    options = ["--curve", "fp32", "--steps", str(STEPS), "--tokens", folder]
+    command = [sys.executable, ROOT / "bench/train.py", *options, "--results", folder / "results"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
