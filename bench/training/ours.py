@@ -124,12 +124,13 @@ def _without_sharing(run: Run, tokens: Tokens, rows: list[int]) -> StepResult:
     """A step with what rows have in common repeated in each of them: a rung of the ladder."""
     from tunesmith.models.packed import pack
     from tunesmith.train.batches import micro_batches
-    from tunesmith.train.loop import StepResult
+    from tunesmith.train.passes import StepResult
 
     loss_sum, normaliser, lengths = 0.0, 0, tokens.lengths
     for batch_rows in micro_batches(rows, lengths, run.outcome.micro_batch_tokens):
         part = run.objective(run.scorer, pack(tokens, batch_rows, run.scorer.causal.device, share=False))
-        run.backward(part.sum)
+        part.sum.backward()
+        run.master.collect()
         loss_sum += float(part.sum.detach())
         normaliser += part.normaliser
     return StepResult(loss_sum / normaliser, {}, sum(lengths[i] for i in rows), normaliser)

@@ -131,7 +131,7 @@ def test_tokens_that_round_a_pack_up_change_nothing(monkeypatch: pytest.MonkeyPa
 @given(st.integers(1, 100_000))
 def test_packs_have_few_lengths(length: int) -> None:
     found = packed.rounded(length)
-    assert length <= found <= length * 33 / 32
+    assert length <= found <= length * 17 / 16
     assert packed.rounded(found) == found
     below = 1 << (length.bit_length() - 1)
-    assert len({packed.rounded(n) for n in range(below, min(2 * below, below + 4000))}) <= 33
+    assert len({packed.rounded(n) for n in range(below, min(2 * below, below + 4000))}) <= 17

@@ -72,7 +72,7 @@ def pack(tokens: Tokens, rows: list[int], device: torch.device, *, share: bool =
     """Rows end to end. With `share`, what they all begin with (a system message, say) stands there once, if no token of
     it is learnt: every row sees it, and the gradient that reaches it is the sum over the rows, as if each had its own.
 
-    The last row runs on over a few tokens that nothing follows, up to one of 32 lengths between two powers of two. For
+    The last row runs on over a few tokens that nothing follows, up to one of 16 lengths between two powers of two. For
     every new shape of a matrix product, oneDNN makes machine code and never lets go of all of it (docs/log.md).
     """
     parts = [tokens.row(i) for i in rows]
@@ -109,8 +109,8 @@ def pack(tokens: Tokens, rows: list[int], device: torch.device, *, share: bool =
 
 
 def rounded(length: int) -> int:
-    """The next multiple of a thirty-second of the power of two below."""
-    step = 1 << max(0, length.bit_length() - 6)
+    """The next multiple of a sixteenth of the power of two below."""
+    step = 1 << max(0, length.bit_length() - 5)
     return -(-length // step) * step
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tunesmith.core.console import say
 from tunesmith.core.errors import ResourceError
@@ -28,6 +28,7 @@ from tunesmith.train import answers, checkpoint, memory, watch
 from tunesmith.train.batches import micro_batches, optimizer_steps, shares
 from tunesmith.train.master import Master, State
 from tunesmith.train.objectives.sft import Loss
+from tunesmith.train.passes import StepResult, step
 from tunesmith.train.processes import ALONE, Processes, join
 
 Objective = Callable[[Scorer, Packed], Loss]
@@ -62,13 +63,15 @@ class Outcome:
     """What training came to: the best state's tensors and the step it stood at, and what the run did.
 
     `micro_batch_tokens` is the size in use at the end, `forecast_bytes` the peak that was expected (None if it was not
-    measured). `warnings` holds what was noticed and did not end the run, by its kind.
+    measured), `token_bytes` what a pass was measured to take for each token. `warnings` holds what was noticed and did
+    not end the run, by its kind.
     """
 
     planned_steps: int
     best: State
     micro_batch_tokens: int
     forecast_bytes: int | None = None
+    token_bytes: float = 0.0
     best_step: int = 0
     best_validation_loss: float | None = None
     evaluations_without_gain: int = 0
@@ -82,6 +85,11 @@ class Outcome:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def forecast(self) -> memory.Forecast | None:
+        expected = self.forecast_bytes
+        return memory.Forecast(self.micro_batch_tokens, expected, self.token_bytes) if expected else None
 
     @property
     def finished(self) -> bool:
@@ -128,28 +136,36 @@ class Run:
             self.master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.outcome = Outcome(planned_steps, self.master.state(), settings.micro_batch_tokens)
-        self.seen = watch.Seen()
+        self.seen, self.heap = watch.Seen(), memory.Heap()
         self.random_state = torch.get_rng_state()
 
     def over(self, tokens: Tokens, rows: list[int], *, learn: bool) -> StepResult:
         """Loss and metrics of these rows, and their gradients if something is to be learnt. Where memory does not
         suffice they are taken again in micro-batches of half the size, for the rest of the run."""
-        backward = self.backward if learn else _nothing
         while True:
             size = self.outcome.micro_batch_tokens
             try:
-                with torch.set_grad_enabled(learn):
-                    return step(self.scorer, self.objective, tokens, rows, size, backward, self.processes)
+                return step(partial(self.one_pass, tokens, learn), rows, tokens.lengths, size, self.processes)
             except memory.Exhausted:
                 pass  # the halving waits until what the exception holds is gone
             self.master.forget()
             self._halve(micro_batches(rows, tokens.lengths, size))
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-        self.master.collect()
-        if self.outcome.forecast_bytes:
-            memory.stay_below(self.outcome.forecast_bytes)
+    def one_pass(self, tokens: Tokens, learn: bool, rows: list[int], counts: bool = True) -> Loss:
+        """Loss and metrics of a micro-batch; its gradients, if it counts, come to those of the step."""
+        batch = pack(tokens, rows, self.scorer.causal.device)
+
+        def work() -> Loss:
+            with torch.set_grad_enabled(learn):
+                found = self.objective(self.scorer, batch)
+            if learn:
+                (found.sum if counts else 0 * found.sum).backward()
+                self.master.collect()
+            return replace(found, sum=found.sum.detach())
+
+        if batch.ids_1T.is_cuda or self.processes.sharded:
+            return work()
+        return self.heap.run(work, (batch.ids_1T.shape[1], learn), self.outcome.forecast)
 
     def _halve(self, batches: list[list[int]]) -> None:
         size, number = self.outcome.micro_batch_tokens, self.outcome.steps + 1
@@ -171,7 +187,7 @@ class Run:
             def one_pass() -> None:
                 for exact in self.master.exact if summed else ():
                     exact.grad = torch.zeros_like(exact)
-                self.backward(self.objective(self.scorer, pack(tokens, rows, self.scorer.causal.device)).sum)
+                self.one_pass(tokens, True, rows)
 
             try:
                 found = memory.rehearse(one_pass, self.master.forget)
@@ -189,7 +205,8 @@ class Run:
             pending_bytes=2 * sum(p.numel() * p.element_size() for p in self.master.exact) // self.processes.divided_by,
             limit_bytes=min(self.processes.gather(memory.limit_bytes(self.processes.count))),
         )
-        self.outcome.micro_batch_tokens, self.outcome.forecast_bytes = found.micro_batch_tokens, found.peak_bytes
+        self.outcome.micro_batch_tokens = found.micro_batch_tokens
+        self.outcome.forecast_bytes, self.outcome.token_bytes = found.peak_bytes, found.token_bytes
         memory.reset_peak()
         return found
 
@@ -295,63 +312,12 @@ def train(
     return outcome
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Mean loss in nats and mean metrics over one optimizer step, of all processes."""
-
-    loss: float
-    metrics: dict[str, float]
-    tokens: int
-    normaliser: int
-
-
-def step(
-    scorer: Scorer,
-    objective: Objective,
-    rows: Tokens,
-    step_rows: list[int],
-    micro_batch_tokens: int,
-    backward: Callable[[Tensor], None],
-    processes: Processes = ALONE,
-) -> StepResult:
-    """Forward and backward over this process's share of one optimizer step's rows; gradients are those of its summed
-    loss, or, sharded, of everybody's. Raises memory.Exhausted, in all processes, where one of them has not enough."""
-    loss_sum, normaliser, tokens, sums, enough = 0.0, 0, 0, dict[str, float](), True
-    try:
-        for batch_rows, counts in processes.passes(step_rows, rows.lengths, micro_batch_tokens):
-            batch = pack(rows, batch_rows, scorer.causal.device)
-            part = objective(scorer, batch)
-            backward(part.sum if counts else 0 * part.sum)
-            if counts:
-                loss_sum += float(part.sum.detach())
-                normaliser += part.normaliser
-                tokens += sum(batch.lengths)
-                sums = {name: sums.get(name, 0.0) + value for name, value in part.metrics.items()}
-    except (MemoryError, RuntimeError) as error:
-        if processes.sharded or not memory.exhausted(error):  # sharded, the others wait inside the pass
-            raise
-        enough = False
-    everywhere = processes.gather((loss_sum, normaliser, tokens, sums, enough))
-    if not all(part[4] for part in everywhere):
-        raise memory.Exhausted
-    loss_sum = sum(part[0] for part in everywhere)
-    normaliser = sum(part[1] for part in everywhere)
-    tokens = sum(part[2] for part in everywhere)
-    names = {name: None for part in everywhere for name in part[3]}
-    metrics = {name: sum(part[3].get(name, 0.0) for part in everywhere) / normaliser for name in names}
-    return StepResult(loss_sum / normaliser, metrics, tokens, normaliser)
-
-
 def schedule(number: int, steps: int, warmup: float) -> float:
     """Share of the peak learning rate at step `number` of `steps` (from 1): a linear rise, then a cosine to a tenth."""
     rise = max(1, round(warmup * steps))
     if number <= rise:
         return number / rise
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - rise) / max(1, steps - rise)))
-
-
-def _nothing(loss: Tensor) -> None:
-    """The backward pass of a measurement."""
 
 
 def _validate(run: Run, validation: Tokens, settings: Settings) -> dict[str, float]:

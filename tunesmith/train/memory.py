@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -22,14 +24,14 @@ from tunesmith.models.packed import Tokens, pack
 from tunesmith.train.batches import micro_batches
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
-HOLES = 1.04  # what a pass takes in a heap with holes, over what it takes in a fresh one
-MARGIN = 1.06  # of the forecast over all that
-NEAR = 0.88  # of the forecast: past it, free memory goes back to the system between two passes
+MARGIN = 1.05  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
+NEAR = 0.97  # of the forecast: what would come past it gives free memory back to the system first
 CANDIDATES = 16  # micro-batches whose shared beginnings are looked at, to find the heaviest
 LOOKED_AT = 512  # micro-batches whose sizes are counted
 NOT_ENOUGH = sys.maxsize
 
 Rows = list[int]
+T = TypeVar("T")
 
 
 class Exhausted(Exception):
@@ -47,11 +49,45 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Tokens of a micro-batch at most, and the peak bytes of the process in a run with such micro-batches."""
+    """Tokens of a micro-batch at most, the peak bytes of the process in a run with such micro-batches, and the bytes
+    that a pass takes for each of its tokens."""
 
     micro_batch_tokens: int
     peak_bytes: int
-    reason: str
+    token_bytes: float
+    reason: str = ""
+
+
+class Heap:
+    """Runs passes so that the process stays below its forecast, on a CPU.
+
+    A pass of a new size leaves machine code behind. Made amid the pass, that code would lie scattered where the pass's
+    tensors lay, and cut the heap into pieces into which later tensors do not fit. The C library gives every thread a
+    part of the heap of its own: so a pass of a new size runs in another thread. What holes there still are go back to
+    the system before a pass that would else come too near to the forecast. (To give all free memory back after every
+    pass would cost a tenth of the speed.)
+    """
+
+    def __init__(self) -> None:
+        self._sizes = set[tuple[int, bool]]()
+        self._largest = 0  # tokens of a pass, since free memory was given back
+
+    def run(self, one_pass: Callable[[], T], size: tuple[int, bool], forecast: Forecast | None) -> T:
+        """`size` is the pass's tokens, and whether it goes backward. Raises what the pass raises."""
+        tokens, new = size[0], size not in self._sizes
+        more = max(0, tokens - self._largest) * forecast.token_bytes if forecast else 0
+        if new or (forecast and hardware.resident_bytes() + more > NEAR * forecast.peak_bytes):
+            hardware.give_memory_back()
+            self._largest = 0
+        if not new:
+            self._largest = max(self._largest, tokens)
+            return one_pass()
+        self._sizes.add(size)
+        try:  # the thread ends with the pass: OpenMP's threads wait in shorter spins while there are more than cores
+            with ThreadPoolExecutor(1, "pass", torch.set_num_threads, (torch.get_num_threads(),)) as aside:
+                return aside.submit(one_pass).result()
+        finally:
+            hardware.give_memory_back()
 
 
 def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
@@ -90,15 +126,15 @@ def forecast(
     if least > limit_bytes:
         needs = "needs more than there is" if alone.peak == NOT_ENOUGH else f"takes {_gb(least)}"
         raise _does_not_fit(f"the longest row ({length:,} tokens) {needs}", limit_bytes)
-    token_bytes = (alone.peak - alone.before) / one
-    size = wanted
+    size, token_bytes = wanted, (alone.peak - alone.before) / one
     while True:
         passes = [micro_batches(step, tokens.lengths, size) for step in steps]
         batches, summed = [rows for each in passes for rows in each], any(len(each) > 1 for each in passes)
         heaviest = _heaviest(tokens, batches)
         smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
         if smallest or expected + pending_bytes <= limit_bytes:
-            peak = _peak(rehearsal, tokens, batches, heaviest, one, summed=summed) + pending_bytes
+            peak, each = _peak(rehearsal, tokens, batches, heaviest, one, summed=summed)
+            peak += pending_bytes
             if peak <= limit_bytes or (smallest and peak < NOT_ENOUGH):
                 break
             if smallest:
@@ -106,7 +142,7 @@ def forecast(
         size = max(length, int(0.8 * size))
     peak = int(MARGIN * peak)
     told = f"measured: the longest row takes {_gb(least)}, the run will take {_gb(peak)} of {_gb(limit_bytes)}"
-    return Forecast(size, peak, told if size == wanted else f"{wanted:,} would not fit; {told}")
+    return Forecast(size, peak, each, told if size == wanted else f"{wanted:,} would not fit; {told}")
 
 
 def _peak(
@@ -117,18 +153,20 @@ def _peak(
     known: int,
     *,
     summed: bool,
-) -> float:
-    """The peak over all passes, less what the optimizer adds. A pass takes what the heaviest takes for each token, in a
-    heap with holes, on top of what every new size before it has left behind; the smallest tells how much that is."""
+) -> tuple[float, float]:
+    """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token. A pass takes what
+    the heaviest takes for each token, on top of what every new size before it has left behind; the smallest tells how
+    much that is."""
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
     sizes = [packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]]
     new = {size: rows for size, rows in zip(sizes, batches) if size not in (known, largest)}
     small = rehearsal(new[min(new)], summed) if new else heavy
+    token_bytes = (heavy.peak - heavy.before) / largest
     left, seen, peak = max(0, small.after - small.before), set[int](), 0.0
     for size in [*sizes, largest] if len(batches) > LOOKED_AT else sizes:
         seen |= {size} & new.keys()
-        peak = max(peak, HOLES * (heavy.peak - heavy.before) * size / largest + left * len(seen))
-    return max(heavy.before, heavy.after) + peak
+        peak = max(peak, token_bytes * size + left * len(seen))
+    return max(heavy.before, heavy.after) + peak, token_bytes
 
 
 def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
@@ -149,14 +187,6 @@ def _heaviest(tokens: Tokens, batches: list[Rows]) -> Rows:
     """The micro-batch with most tokens. Beginnings that rows share are looked at where it matters."""
     longest = sorted(batches, key=lambda rows: sum(tokens.lengths[i] for i in rows))[-CANDIDATES:]
     return max(longest, key=lambda rows: packed_tokens(tokens, rows))
-
-
-def stay_below(forecast_bytes: int) -> None:
-    """To be called between two passes: gives free memory back to the system where the process holds nearly as much as
-    was forecast. Tensors of new sizes do not fit into the holes that others left in the C library's heap, which
-    therefore grows; but to give memory back after every pass would cost a tenth of the speed."""
-    if not torch.cuda.is_available() and hardware.resident_bytes() > NEAR * forecast_bytes:
-        hardware.give_memory_back()
 
 
 def limit_bytes(processes: int) -> int:
