@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from tunesmith.train.batches import micro_batches
 from tunesmith.train.memory import Rehearsal
 from tunesmith.train.objectives import sft
 
-REST, TOKEN = 1_000_000, 1_000
+REST, TOKEN, EXACT = 1_000_000, 1_000, 25_000
 SETTINGS = loop.Settings(
     learning_rate=1e-2, epochs=1.0, batch_tokens=1200, micro_batch_tokens=1200, evaluations=1, patience=None,
     warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0)  # fmt: skip
@@ -52,11 +53,15 @@ class Machine:
         count = memory.packed_tokens(self.tokens, rows)
         before = REST + self.new_size * len(self.seen)
         self.seen.add(count)
-        return Rehearsal(before, before + TOKEN * count, REST + self.new_size * len(self.seen))
+        peak = before + TOKEN * count + (EXACT if summed else 0)
+        return Rehearsal(before, peak, REST + self.new_size * len(self.seen))
 
 
-def forecast(machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9) -> memory.Forecast:
-    return memory.forecast(machine.rehearsal, machine.tokens, steps, wanted, pending_bytes=50_000, limit_bytes=limit)
+def forecast(
+    machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9, validation: Tokens | None = None
+) -> memory.Forecast:
+    given: Any = {"validation": validation, "exact_bytes": EXACT, "limit_bytes": limit}
+    return memory.forecast(machine.rehearsal, machine.tokens, steps, wanted, **given)
 
 
 def test_the_heaviest_micro_batch_is_rehearsed() -> None:
@@ -69,7 +74,7 @@ def test_the_heaviest_micro_batch_is_rehearsed() -> None:
     assert found.micro_batch_tokens == 350
     assert machine.asked[:2] == [[2], [0, 1, 4]]
     heavy = TOKEN * memory.packed_tokens(tokens, [0, 1, 4])
-    assert found.peak_bytes == int(memory.MARGIN * (REST + heavy + 50_000))
+    assert found.peak_bytes == int(memory.MARGIN * (REST + heavy + 2 * EXACT))
 
 
 def test_each_new_size_is_counted() -> None:
@@ -77,6 +82,8 @@ def test_each_new_size_is_counted() -> None:
     found = forecast(Machine(Rows(sizes), new_size=7_000), [[i] for i in range(4)], 10)
     without = forecast(Machine(Rows(sizes)), [[i] for i in range(4)], 10)
     assert found.peak_bytes - without.peak_bytes == pytest.approx(memory.MARGIN * (3 + 1) * 7_000, abs=2)
+    also = forecast(Machine(Rows(sizes), new_size=7_000), [[i] for i in range(4)], 10, validation=Rows([42, 60, 62]))
+    assert also.peak_bytes - found.peak_bytes == pytest.approx(memory.MARGIN * 2 * 3_500, abs=2)
 
 
 def test_micro_batches_become_as_small_as_need_be() -> None:
@@ -97,7 +104,9 @@ def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run
         found = machine.rehearsal(rows, summed)
         return found if len(rows) <= 4 else replace(found, peak=memory.NOT_ENOUGH)
 
-    found = memory.forecast(rehearsal, tokens, [list(range(16))], 1600, pending_bytes=0, limit_bytes=10**9)
+    found = memory.forecast(
+        rehearsal, tokens, [list(range(16))], 1600, validation=None, exact_bytes=0, limit_bytes=10**9
+    )
     batches = micro_batches(list(range(16)), tokens.lengths, found.micro_batch_tokens)
     assert max(map(len, batches)) == 4
 
@@ -115,6 +124,43 @@ def test_only_what_allocations_raise_is_taken_for_a_lack_of_memory() -> None:
         assert memory.exhausted(raised.value)
     assert memory.exhausted(MemoryError())
     assert not memory.exhausted(RuntimeError("shapes do not match"))
+
+
+def test_a_pass_of_a_new_size_runs_in_a_thread_of_its_own() -> None:
+    heap, here = memory.Heap(int), threading.get_ident()
+    assert heap.run(threading.get_ident, (64, True), None) != here
+    assert heap.run(threading.get_ident, (64, True), None) == here
+    assert heap.run(threading.get_ident, (64, False), None) != here
+    assert heap.run(torch.get_num_threads, (96, True), None) == torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        heap.run(lambda: 1 // 0, (128, True), None)
+
+
+@pytest.mark.parametrize(
+    ("resident", "tokens", "gradients", "given_back"),
+    [
+        (700, 100, 0, False),
+        (980, 100, 0, False),  # a pass as large as the one before finds its room in the heap
+        (981, 100, 0, True),
+        (700, 380, 0, False),
+        (700, 381, 0, True),  # 281 tokens more, of a byte each, come too near to 1,000
+        (700, 200, 180, False),
+        (700, 200, 181, True),  # what gradients have taken of the room is missing
+    ],
+)
+def test_free_memory_goes_back_before_a_pass_that_would_come_too_near(
+    monkeypatch: pytest.MonkeyPatch, resident: int, tokens: int, gradients: int, given_back: bool
+) -> None:
+    held, given = [0], list[int]()
+    heap, expected = memory.Heap(lambda: held[0]), memory.Forecast(400, 1000, 1.0)
+    monkeypatch.setattr(memory.hardware, "resident_bytes", lambda: 0)
+    for size in (tokens, 100, 100):
+        heap.run(int, (size, True), expected)
+    monkeypatch.setattr(memory.hardware, "resident_bytes", lambda: resident)
+    monkeypatch.setattr(memory.hardware, "give_memory_back", lambda: given.append(resident))
+    held[0] = gradients
+    heap.run(int, (tokens, True), expected)
+    assert bool(given) == given_back
 
 
 def scorer_of(tiny: Base) -> Scorer:

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from tunesmith.core import hardware
 from tunesmith.core.errors import ModelError
 from tunesmith.models import attention
 
@@ -53,6 +54,7 @@ def model(folder: Path, precision: str, *, packed: bool = False, quantise: str |
         _keep_differentiable(loaded)
     elif torch.cuda.is_available():
         loaded = loaded.cuda()
+    hardware.give_memory_back()  # the threads that read weights leave more than the model's size behind
     return loaded.eval()
 
 

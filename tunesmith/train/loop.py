@@ -136,7 +136,7 @@ class Run:
             self.master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.outcome = Outcome(planned_steps, self.master.state(), settings.micro_batch_tokens)
-        self.seen, self.heap = watch.Seen(), memory.Heap()
+        self.seen, self.heap = watch.Seen(), memory.Heap(self.master.gradient_bytes)
         self.random_state = torch.get_rng_state()
 
     def over(self, tokens: Tokens, rows: list[int], *, learn: bool) -> StepResult:
@@ -180,7 +180,7 @@ class Run:
         self.outcome.warnings["memory"] = told
         say(f"warning: {told}. Nothing else changes: the optimizer's steps hold the same rows.")
 
-    def fit(self, tokens: Tokens, steps: list[list[int]]) -> memory.Forecast:
+    def fit(self, tokens: Tokens, steps: list[list[int]], validation: Tokens | None) -> memory.Forecast:
         """Measures what the run will take, before its first step, and makes micro-batches as small as need be."""
 
         def rehearsal(rows: list[int], summed: bool) -> memory.Rehearsal:
@@ -202,7 +202,8 @@ class Run:
             tokens,
             [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)],
             self.outcome.micro_batch_tokens,
-            pending_bytes=2 * sum(p.numel() * p.element_size() for p in self.master.exact) // self.processes.divided_by,
+            validation=validation,
+            exact_bytes=sum(p.numel() * p.element_size() for p in self.master.exact) // self.processes.divided_by,
             limit_bytes=min(self.processes.gather(memory.limit_bytes(self.processes.count))),
         )
         self.outcome.micro_batch_tokens = found.micro_batch_tokens
@@ -287,7 +288,7 @@ def train(
             say(watch.early_stop(run.seen, course))
 
     if not outcome.steps:
-        _tell_memory(run.fit(rows, steps), log)
+        _tell_memory(run.fit(rows, steps, validation if checks else None), log)
         if checks:
             evaluate()
     while not outcome.finished:

@@ -35,6 +35,10 @@ class Master:
                 exact.grad = working.grad.float() if exact.grad is None else exact.grad.add_(working.grad)
                 working.grad = None
 
+    def gradient_bytes(self) -> int:
+        """What the summed gradients hold now."""
+        return sum(exact.grad.nbytes for exact in self.exact if exact.grad is not None)
+
     def forget(self) -> None:
         """Throws away the gradients of this step."""
         for parameter in (*self.exact, *self.working):

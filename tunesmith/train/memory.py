@@ -24,8 +24,8 @@ from tunesmith.models.packed import Tokens, pack
 from tunesmith.train.batches import micro_batches
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
-MARGIN = 1.05  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
-NEAR = 0.97  # of the forecast: what would come past it gives free memory back to the system first
+MARGIN = 1.04  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
+NEAR = 0.98  # of the forecast: what would come past it gives free memory back to the system first
 CANDIDATES = 16  # micro-batches whose shared beginnings are looked at, to find the heaviest
 LOOKED_AT = 512  # micro-batches whose sizes are counted
 NOT_ENOUGH = sys.maxsize
@@ -68,26 +68,32 @@ class Heap:
     pass would cost a tenth of the speed.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held_bytes: Callable[[], int]) -> None:
+        """`held_bytes` tells how much of what passes made is still there: gradients, between those of a step."""
+        self._held_bytes = held_bytes
         self._sizes = set[tuple[int, bool]]()
-        self._largest = 0  # tokens of a pass, since free memory was given back
+        self._room = 0  # bytes that what passes make has had at most, since free memory was given back
 
     def run(self, one_pass: Callable[[], T], size: tuple[int, bool], forecast: Forecast | None) -> T:
         """`size` is the pass's tokens, and whether it goes backward. Raises what the pass raises."""
-        tokens, new = size[0], size not in self._sizes
-        more = max(0, tokens - self._largest) * forecast.token_bytes if forecast else 0
+        held, new = self._held_bytes(), size not in self._sizes
+        needs = held + int(size[0] * forecast.token_bytes) if forecast else held
+        more = max(0, needs - self._room)
         if new or (forecast and hardware.resident_bytes() + more > NEAR * forecast.peak_bytes):
-            hardware.give_memory_back()
-            self._largest = 0
+            self._give_back()
         if not new:
-            self._largest = max(self._largest, tokens)
+            self._room = max(self._room, needs)
             return one_pass()
         self._sizes.add(size)
         try:  # the thread ends with the pass: OpenMP's threads wait in shorter spins while there are more than cores
             with ThreadPoolExecutor(1, "pass", torch.set_num_threads, (torch.get_num_threads(),)) as aside:
                 return aside.submit(one_pass).result()
         finally:
-            hardware.give_memory_back()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        hardware.give_memory_back()
+        self._room = self._held_bytes()
 
 
 def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
@@ -110,15 +116,18 @@ def forecast(
     steps: list[Rows],
     wanted: int,
     *,
-    pending_bytes: int,
+    validation: Tokens | None,
+    exact_bytes: int,
     limit_bytes: int,
 ) -> Forecast:
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
-    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. `pending_bytes` is what the
-    optimizer will allocate. Raises ResourceError where the longest row alone is too much.
+    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. `validation` rows are read
+    before the first step, if there are any; of `exact_bytes`, what trains in fp32, the optimizer will allocate twice as
+    much. Raises ResourceError where the longest row alone is too much.
     """
+    pending_bytes = 2 * exact_bytes
     longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
     one, length = packed_tokens(tokens, longest), tokens.lengths[longest[0]]
     alone = rehearsal(longest, False)
@@ -133,7 +142,9 @@ def forecast(
         heaviest = _heaviest(tokens, batches)
         smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
         if smallest or expected + pending_bytes <= limit_bytes:
-            peak, each = _peak(rehearsal, tokens, batches, heaviest, one, summed=summed)
+            read = _sizes(validation, size) if validation else set()
+            gradients = exact_bytes if summed else 0
+            peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, read, gradients)
             peak += pending_bytes
             if peak <= limit_bytes or (smallest and peak < NOT_ENOUGH):
                 break
@@ -150,23 +161,32 @@ def _peak(
     tokens: Tokens,
     batches: list[Rows],
     heaviest: Rows,
-    known: int,
-    *,
-    summed: bool,
+    known: set[int],
+    read: set[int],
+    gradient_bytes: int,
 ) -> tuple[float, float]:
     """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token. A pass takes what
     the heaviest takes for each token, on top of what every new size before it has left behind; the smallest tells how
-    much that is."""
+    much that is. Sizes that are only `read` leave half of it, before all others. Gradients of earlier passes, if there
+    are any, are there besides."""
+    summed = gradient_bytes > 0
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
     sizes = [packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]]
-    new = {size: rows for size, rows in zip(sizes, batches) if size not in (known, largest)}
+    new = {size: rows for size, rows in zip(sizes, batches) if size not in {*known, largest}}
     small = rehearsal(new[min(new)], summed) if new else heavy
-    token_bytes = (heavy.peak - heavy.before) / largest
+    token_bytes = (heavy.peak - heavy.before - gradient_bytes) / largest
     left, seen, peak = max(0, small.after - small.before), set[int](), 0.0
+    rest = max(heavy.before, heavy.after) + gradient_bytes + left / 2 * len(read - {*known, *sizes})
     for size in [*sizes, largest] if len(batches) > LOOKED_AT else sizes:
         seen |= {size} & new.keys()
         peak = max(peak, token_bytes * size + left * len(seen))
-    return max(heavy.before, heavy.after) + peak, token_bytes
+    return rest + peak, token_bytes
+
+
+def _sizes(tokens: Tokens, micro_batch_tokens: int) -> set[int]:
+    """Of the passes over all rows."""
+    batches = micro_batches([*range(len(tokens))], tokens.lengths, micro_batch_tokens)
+    return {packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]}
 
 
 def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunesmith.train.loop import Outcome, Settings
     from tunesmith.train.processes import Processes
 
-VERSION = 4
+VERSION = 5
 
 
 def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
