@@ -81,7 +81,7 @@ class Training:
             seed=job.seed,
         )
         self.run = loop.Run(scorer, sft.loss, settings, len(self.steps))
-        self.run.fit(self.tokens, self.steps, None)
+        self.run.fit(self.tokens, self.steps, [])
 
     def step(self, rows: list[int]) -> tuple[StepResult, float]:
         """What came of an optimizer step over these rows, and the norm of its gradient."""

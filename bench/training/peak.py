@@ -7,6 +7,7 @@ from pathlib import Path
 from training.runs import request_and_answer
 from tunesmith.core import hardware, store
 
+VALIDATED = 40  # rows
 METHODS = {
     "lora": {"method": "lora", "rank": 16, "alpha": 32.0},
     "qlora": {"method": "lora", "rank": 16, "alpha": 32.0, "quantise": "nf4"},
@@ -26,6 +27,8 @@ def main() -> None:
     asked, answer = request_and_answer()
     torch.set_num_threads(hardware.threads().value)
     rows = packed.Tokens(Path(asked["rows"]), "train")
+    few = packed.Tokens(Path(asked["rows"]), "train")
+    few.ends = few.ends[:VALIDATED]
     method = methods.of(METHODS[asked["method"]])
     model = load.model(Path(asked["base"]), "bf16", packed=True, quantise=method.quantise)
     packed.require_same_loss(packed.fast(model), rows)
@@ -35,7 +38,7 @@ def main() -> None:
         epochs=asked["steps"] * asked["batch_tokens"] / sum(rows.lengths),
         batch_tokens=asked["batch_tokens"],
         micro_batch_tokens=asked["micro_batch_tokens"],
-        evaluations=0,
+        evaluations=1,
         patience=None,
         warmup=0.1,
         weight_decay=0.0,
@@ -43,7 +46,7 @@ def main() -> None:
         seed=0,
         watch="warn",
     )
-    done = loop.train(scorer, sft.loss, rows, rows, settings, lambda entry: None)
+    done = loop.train(scorer, sft.loss, rows, few, settings, lambda entry: None)
     assert done.forecast_bytes
     found = {"forecast_bytes": done.forecast_bytes, "peak_bytes": memory.peak_bytes(), "steps": done.steps}
     store.write_json(answer, {**found, "ratio": round(done.forecast_bytes / memory.peak_bytes(), 4)})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.models.packed import Packed, Scorer, Tokens
+from tunesmith.models.packed import Packed, Scorer, Tokens, pack
 from tunesmith.train import answers
 
 END, OTHER_END = 2, 3
@@ -45,15 +45,13 @@ class Answers(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("following", "share"), [({7: 8}, 0.0), ({7: END}, 1.0), ({7: OTHER_END}, 1.0)], ids=str)
-@pytest.mark.parametrize("micro_batch_tokens", [1, 1000])
-def test_share_of_answers_that_end_at_once(
-    tokens: Tokens, following: dict[int, int], share: float, micro_batch_tokens: int
-) -> None:
+def test_answers_that_end_at_once_are_counted(tokens: Tokens, following: dict[int, int], share: float) -> None:
     """Only the rows that want an answer are asked: the first and the third, whose prompts end with 7."""
     model: Scorer = Answers(following)  # type: ignore[assignment]
-    assert answers.share_of_end_only(model, tokens, [END, OTHER_END], micro_batch_tokens) == share
+    assert answers.asked(tokens, [END, OTHER_END]) == [0, 2]
+    found = answers.end_only([END, OTHER_END], model, pack(tokens, [0, 2], torch.device("cpu")))
+    assert (found.metrics["end_only"], found.normaliser, float(found.sum)) == (2 * share, 2, 0.0)
 
 
-def test_no_row_that_wants_an_answer_is_a_share_of_nothing(tokens: Tokens) -> None:
-    model: Scorer = Answers({})  # type: ignore[assignment]
-    assert answers.share_of_end_only(model, tokens, [END, OTHER_END, 8], 1000) == 0.0
+def test_where_no_row_wants_an_answer_none_is_asked(tokens: Tokens) -> None:
+    assert answers.asked(tokens, [END, OTHER_END, 8]) == []

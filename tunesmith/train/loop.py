@@ -136,28 +136,30 @@ class Run:
             self.master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.outcome = Outcome(planned_steps, self.master.state(), settings.micro_batch_tokens)
-        self.seen, self.heap = watch.Seen(), memory.Heap(self.master.gradient_bytes)
+        self.seen, self.heap = watch.Seen(), memory.Heap(self._held_bytes)
         self.random_state = torch.get_rng_state()
 
-    def over(self, tokens: Tokens, rows: list[int], *, learn: bool) -> StepResult:
-        """Loss and metrics of these rows, and their gradients if something is to be learnt. Where memory does not
-        suffice they are taken again in micro-batches of half the size, for the rest of the run."""
+    def over(self, tokens: Tokens, rows: list[int], objective: Objective | None = None, *, learn: bool) -> StepResult:
+        """Loss and metrics of these rows, by the run's objective or another, and their gradients if something is to be
+        learnt. Where memory does not suffice they are taken again in micro-batches of half the size, for the rest of
+        the run."""
+        one_pass = partial(self.one_pass, tokens, objective or self.objective, learn)
         while True:
             size = self.outcome.micro_batch_tokens
             try:
-                return step(partial(self.one_pass, tokens, learn), rows, tokens.lengths, size, self.processes)
+                return step(one_pass, rows, tokens.lengths, size, self.processes)
             except memory.Exhausted:
                 pass  # the halving waits until what the exception holds is gone
             self.master.forget()
             self._halve(micro_batches(rows, tokens.lengths, size))
 
-    def one_pass(self, tokens: Tokens, learn: bool, rows: list[int], counts: bool = True) -> Loss:
+    def one_pass(self, tokens: Tokens, objective: Objective, learn: bool, rows: list[int], counts: bool = True) -> Loss:
         """Loss and metrics of a micro-batch; its gradients, if it counts, come to those of the step."""
         batch = pack(tokens, rows, self.scorer.causal.device)
 
         def work() -> Loss:
             with torch.set_grad_enabled(learn):
-                found = self.objective(self.scorer, batch)
+                found = objective(self.scorer, batch)
             if learn:
                 (found.sum if counts else 0 * found.sum).backward()
                 self.master.collect()
@@ -166,6 +168,10 @@ class Run:
         if batch.ids_1T.is_cuda or self.processes.sharded:
             return work()
         return self.heap.run(work, (batch.ids_1T.shape[1], learn), self.outcome.forecast)
+
+    def _held_bytes(self) -> int:
+        """What the steps made and still need: summed gradients, and the optimizer's two moments."""
+        return self.master.gradient_bytes() + (2 * self.master.exact_bytes if self.optimizer.state else 0)
 
     def _halve(self, batches: list[list[int]]) -> None:
         size, number = self.outcome.micro_batch_tokens, self.outcome.steps + 1
@@ -180,14 +186,15 @@ class Run:
         self.outcome.warnings["memory"] = told
         say(f"warning: {told}. Nothing else changes: the optimizer's steps hold the same rows.")
 
-    def fit(self, tokens: Tokens, steps: list[list[int]], validation: Tokens | None) -> memory.Forecast:
-        """Measures what the run will take, before its first step, and makes micro-batches as small as need be."""
+    def fit(self, tokens: Tokens, steps: list[list[int]], read: list[tuple[Tokens, list[int]]]) -> memory.Forecast:
+        """Measures what the run will take, before its first step, and makes micro-batches as small as need be. `read`
+        are rows that evaluations will read, those of each in passes of their own."""
 
         def rehearsal(rows: list[int], summed: bool) -> memory.Rehearsal:
             def one_pass() -> None:
                 for exact in self.master.exact if summed else ():
                     exact.grad = torch.zeros_like(exact)
-                self.one_pass(tokens, True, rows)
+                self.one_pass(tokens, self.objective, True, rows)
 
             try:
                 found = memory.rehearse(one_pass, self.master.forget)
@@ -202,8 +209,8 @@ class Run:
             tokens,
             [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)],
             self.outcome.micro_batch_tokens,
-            validation=validation,
-            exact_bytes=sum(p.numel() * p.element_size() for p in self.master.exact) // self.processes.divided_by,
+            read=read,
+            exact_bytes=self.master.exact_bytes // self.processes.divided_by,
             limit_bytes=min(self.processes.gather(memory.limit_bytes(self.processes.count))),
         )
         self.outcome.micro_batch_tokens = found.micro_batch_tokens
@@ -275,20 +282,21 @@ def train(
     run = Run(scorer, objective, settings, len(steps), processes)
     run.restore(saved)
     outcome = run.outcome
+    readings = _readings(objective, validation, settings) if checks else []
 
     def report(entry: dict[str, Any]) -> None:
         log(entry)
         watch.heed(watch.faults(run.seen, entry, course), settings.watch, outcome.warnings, outcome.good)
 
     def evaluate() -> None:
-        figures = _validate(run, validation, settings)
+        figures = _validate(run, validation, readings)
         report({"step": outcome.steps, **figures})
         outcome.consider(run.master.state, figures["validation_loss"], settings.patience)
         if outcome.stopped_early:
             say(watch.early_stop(run.seen, course))
 
     if not outcome.steps:
-        _tell_memory(run.fit(rows, steps, validation if checks else None), log)
+        _tell_memory(run.fit(rows, steps, [(validation, read) for read, _ in readings]), log)
         if checks:
             evaluate()
     while not outcome.finished:
@@ -321,12 +329,18 @@ def schedule(number: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - rise) / max(1, steps - rise)))
 
 
-def _validate(run: Run, validation: Tokens, settings: Settings) -> dict[str, float]:
-    found = run.over(validation, list(range(len(validation))), learn=False)
-    figures = {"loss": found.loss, **found.metrics}
-    if settings.end_tokens:
-        ends, size = list(settings.end_tokens), run.outcome.micro_batch_tokens
-        figures["end_only"] = answers.share_of_end_only(run.scorer, validation, ends, size)
+def _readings(objective: Objective, validation: Tokens, settings: Settings) -> list[tuple[list[int], Objective]]:
+    """What an evaluation reads: all rows, for the run's own loss, and some of them, for how answers begin."""
+    ends = list(settings.end_tokens)
+    asked = answers.asked(validation, ends) if ends else []
+    return [([*range(len(validation))], objective), *([(asked, partial(answers.end_only, ends))] if asked else [])]
+
+
+def _validate(run: Run, validation: Tokens, readings: list[tuple[list[int], Objective]]) -> dict[str, float]:
+    own, *others = (run.over(validation, rows, by, learn=False) for rows, by in readings)
+    figures = {"loss": own.loss, **own.metrics}
+    for other in others:
+        figures |= other.metrics
     return {f"validation_{name}": value for name, value in figures.items()}
 
 

@@ -28,6 +28,10 @@ class Master:
         self.names, self.working = list(named), list(named.values())
         self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
 
+    @property
+    def exact_bytes(self) -> int:
+        return sum(exact.nbytes for exact in self.exact)
+
     def collect(self) -> None:
         """Adds the gradients of one backward pass to the exact ones: in bf16, sums over many passes would drift."""
         for exact, working in zip(self.exact, self.working):

@@ -69,7 +69,8 @@ class Heap:
     """
 
     def __init__(self, held_bytes: Callable[[], int]) -> None:
-        """`held_bytes` tells how much of what passes made is still there: gradients, between those of a step."""
+        """`held_bytes` tells how much of what steps made is still there, and takes room that passes had: gradients,
+        between the passes of a step, and what the optimizer keeps."""
         self._held_bytes = held_bytes
         self._sizes = set[tuple[int, bool]]()
         self._room = 0  # bytes that what passes make has had at most, since free memory was given back
@@ -116,15 +117,15 @@ def forecast(
     steps: list[Rows],
     wanted: int,
     *,
-    validation: Tokens | None,
+    read: list[tuple[Tokens, Rows]],
     exact_bytes: int,
     limit_bytes: int,
 ) -> Forecast:
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
-    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. `validation` rows are read
-    before the first step, if there are any; of `exact_bytes`, what trains in fp32, the optimizer will allocate twice as
+    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. rows to `read` go forward
+    only, before the first step; of `exact_bytes`, what trains in fp32, the optimizer will allocate twice as
     much. Raises ResourceError where the longest row alone is too much.
     """
     pending_bytes = 2 * exact_bytes
@@ -142,9 +143,9 @@ def forecast(
         heaviest = _heaviest(tokens, batches)
         smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
         if smallest or expected + pending_bytes <= limit_bytes:
-            read = _sizes(validation, size) if validation else set()
+            forward = {count for of, rows in read for count in _sizes(of, rows, size)}
             gradients = exact_bytes if summed else 0
-            peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, read, gradients)
+            peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, forward, gradients)
             peak += pending_bytes
             if peak <= limit_bytes or (smallest and peak < NOT_ENOUGH):
                 break
@@ -162,30 +163,32 @@ def _peak(
     batches: list[Rows],
     heaviest: Rows,
     known: set[int],
-    read: set[int],
+    forward: set[int],
     gradient_bytes: int,
 ) -> tuple[float, float]:
-    """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token. A pass takes what
-    the heaviest takes for each token, on top of what every new size before it has left behind; the smallest tells how
-    much that is. Sizes that are only `read` leave half of it, before all others. Gradients of earlier passes, if there
-    are any, are there besides."""
+    """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token.
+
+    A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind: as
+    much as the first of its size that is rehearsed. Sizes that only go `forward` leave half of it, before all others.
+    Gradients of earlier passes, if any, are there besides.
+    """
     summed = gradient_bytes > 0
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
     sizes = [packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]]
     new = {size: rows for size, rows in zip(sizes, batches) if size not in {*known, largest}}
-    small = rehearsal(new[min(new)], summed) if new else heavy
+    first = heavy if largest not in known or not new else rehearsal(new[min(new)], summed)
     token_bytes = (heavy.peak - heavy.before - gradient_bytes) / largest
-    left, seen, peak = max(0, small.after - small.before), set[int](), 0.0
-    rest = max(heavy.before, heavy.after) + gradient_bytes + left / 2 * len(read - {*known, *sizes})
+    left, seen, peak = max(0, first.after - first.before), set[int](), 0.0
+    rest = max(heavy.before, heavy.after) + gradient_bytes + left / 2 * len(forward - {*known, *sizes})
     for size in [*sizes, largest] if len(batches) > LOOKED_AT else sizes:
         seen |= {size} & new.keys()
         peak = max(peak, token_bytes * size + left * len(seen))
     return rest + peak, token_bytes
 
 
-def _sizes(tokens: Tokens, micro_batch_tokens: int) -> set[int]:
-    """Of the passes over all rows."""
-    batches = micro_batches([*range(len(tokens))], tokens.lengths, micro_batch_tokens)
+def _sizes(tokens: Tokens, rows: Rows, micro_batch_tokens: int) -> set[int]:
+    """Of the passes over these rows."""
+    batches = micro_batches(rows, tokens.lengths, micro_batch_tokens)
     return {packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]}
 
 
