@@ -70,7 +70,7 @@ def say(line: str) -> None:
 
 def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:
     tuned = _tuned(results, workload.full)
-    measured = compare.pairs(workload, number, tuned, passes=3 if quick else 2, say=say)
+    measured = compare.pairs(workload, number, tuned, say)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
     found |= _curve_losses(results, found)
     if not quick:
