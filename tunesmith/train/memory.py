@@ -124,9 +124,9 @@ def forecast(
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
-    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. rows to `read` go forward
-    only, before the first step; of `exact_bytes`, what trains in fp32, the optimizer will allocate twice as
-    much. Raises ResourceError where the longest row alone is too much.
+    those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. The rows to `read` only go
+    forward, before the first step. `exact_bytes` are those of what trains, in fp32: the optimizer will allocate twice
+    as many. Raises ResourceError where the longest row alone is too much.
     """
     pending_bytes = 2 * exact_bytes
     longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
