@@ -14,8 +14,8 @@ from tunesmith.core import hardware
 
 if TYPE_CHECKING:
     from tunesmith.kernels.apply import Kernels
-    from tunesmith.models.packed import Scorer, Tokens
-    from tunesmith.train.loop import Run, StepResult
+    from tunesmith.models.packed import Scorer
+    from tunesmith.train.loop import StepResult
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Training:
 
     def __init__(self, job: Job, engine: Engine) -> None:
         from tunesmith.models import packed
-        from tunesmith.train import loop
+        from tunesmith.train import loop, memory
         from tunesmith.train.objectives import sft
 
-        self.engine, self.learning_rate = engine, job.learning_rate
+        if not engine.shared_beginning:  # what rows have in common is repeated in each of them: a rung of the ladder
+            loop.pack = memory.pack = partial(packed.pack, share=False)
+        self.learning_rate = job.learning_rate
         self.steps = job.order[: job.warmup] + job.order[job.warmup :] * engine.passes
         self.tokens = packed.Tokens(Path(job.rows), "train")
         scorer = _scorer(job, engine)
@@ -85,8 +87,7 @@ class Training:
 
     def step(self, rows: list[int]) -> tuple[StepResult, float]:
         """What came of an optimizer step over these rows, and the norm of its gradient."""
-        shared = self.engine.shared_beginning
-        done = self.run.over(self.tokens, rows, learn=True) if shared else _without_sharing(self.run, self.tokens, rows)
+        done = self.run.over(self.tokens, rows, learn=True)
         return done, self.run.master.update(self.run.optimizer, self.learning_rate, 1.0, done.normaliser)
 
 
@@ -118,22 +119,6 @@ def _kernels(kernels: Kernels, engine: Engine, model: Any) -> Kernels:
     if engine.head == "reference":
         kernels = replace(kernels, label_logprobs=head.reference)
     return kernels
-
-
-def _without_sharing(run: Run, tokens: Tokens, rows: list[int]) -> StepResult:
-    """A step with what rows have in common repeated in each of them: a rung of the ladder."""
-    from tunesmith.models.packed import pack
-    from tunesmith.train.batches import micro_batches
-    from tunesmith.train.passes import StepResult
-
-    loss_sum, normaliser, lengths = 0.0, 0, tokens.lengths
-    for batch_rows in micro_batches(rows, lengths, run.outcome.micro_batch_tokens):
-        part = run.objective(run.scorer, pack(tokens, batch_rows, run.scorer.causal.device, share=False))
-        part.sum.backward()
-        run.master.collect()
-        loss_sum += float(part.sum.detach())
-        normaliser += part.normaliser
-    return StepResult(loss_sum / normaliser, {}, sum(lengths[i] for i in rows), normaliser)
 
 
 if __name__ == "__main__":
