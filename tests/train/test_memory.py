@@ -72,13 +72,13 @@ def test_the_heaviest_micro_batch_is_rehearsed() -> None:
     machine = Machine(tokens)
     found = forecast(machine, [[0, 1, 4], [2, 3], [1, 5]], 350)
     assert found.micro_batch_tokens == 350
-    assert machine.asked == [[2], [0, 1, 4]]
+    assert machine.asked[:2] == [[2], [0, 1, 4]]
     heavy = TOKEN * memory.packed_tokens(tokens, [0, 1, 4])
     assert found.peak_bytes == int(memory.MARGIN * (REST + heavy + 2 * EXACT))
 
 
 def test_each_new_size_is_counted() -> None:
-    sizes = [40, 42, 44, 46]  # all with tokens of their own; the longest row is the heaviest pass, so a third tells
+    sizes = [40, 42, 44, 46]  # all with tokens of their own; the longest row's is known
     found = forecast(Machine(Rows(sizes), new_size=7_000), [[i] for i in range(4)], 10)
     without = forecast(Machine(Rows(sizes)), [[i] for i in range(4)], 10)
     assert found.peak_bytes - without.peak_bytes == pytest.approx(memory.MARGIN * (3 + 1) * 7_000, abs=2)

@@ -94,9 +94,8 @@ def _chunk(w_VD: Tensor) -> int:
 
 @lru_cache(maxsize=1)
 def _room(tokens: int, V: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For a chunk's logits, kept from pass to pass: on a CPU it takes long to fill new memory (docs/log.md). All of it
-    is there from the first pass on, whose memory tells that of the others."""
-    return torch.empty(tokens, V, dtype=dtype, device=device).zero_()
+    """For a chunk's logits, kept from pass to pass: on a CPU it takes long to fill new memory (docs/log.md)."""
+    return torch.empty(tokens, V, dtype=dtype, device=device)
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:

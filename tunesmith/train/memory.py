@@ -168,17 +168,17 @@ def _peak(
 ) -> tuple[float, float]:
     """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token.
 
-    A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind: as
-    much as the first of its size that is rehearsed. Sizes that only go `forward` leave half of it, before all others.
-    Gradients of earlier passes, if any, are there besides.
+    A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind: which
+    the smallest tells, since the first two leave other things too. Sizes that only go `forward` leave half of it, before
+    all others. Gradients of earlier passes, if any, are there besides.
     """
     summed = gradient_bytes > 0
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
     sizes = [packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]]
     new = {size: rows for size, rows in zip(sizes, batches) if size not in {*known, largest}}
-    first = heavy if largest not in known or not new else rehearsal(new[min(new)], summed)
+    small = rehearsal(new[min(new)], summed) if new else heavy
     token_bytes = (heavy.peak - heavy.before - gradient_bytes) / largest
-    left, seen, peak = max(0, first.after - first.before), set[int](), 0.0
+    left, seen, peak = max(0, small.after - small.before), set[int](), 0.0
     rest = max(heavy.before, heavy.after) + gradient_bytes + left / 2 * len(forward - {*known, *sizes})
     for size in [*sizes, largest] if len(batches) > LOOKED_AT else sizes:
         seen |= {size} & new.keys()
