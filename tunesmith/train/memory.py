@@ -169,8 +169,8 @@ def _peak(
     """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token.
 
     A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind: which
-    the smallest tells, since the first two leave other things too. Sizes that only go `forward` leave half of it, before
-    all others. Gradients of earlier passes, if any, are there besides.
+    the smallest tells, since the first two leave other things too. Sizes that only go `forward` leave half of it,
+    before all others. Gradients of earlier passes, if any, are there besides.
     """
     summed = gradient_bytes > 0
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
