@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -14,6 +16,9 @@ from tunesmith.train import loop
 from tunesmith.train.objectives import sft
 
 ROWS = list(range(8))
+SETTINGS = loop.Settings(
+    learning_rate=1e-3, epochs=1.0, batch_tokens=100_000, micro_batch_tokens=1, evaluations=0, patience=None,
+    warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=0)  # fmt: skip
 KERNELS = choose(torch.float32, torch.device("cpu"))
 
 
@@ -37,9 +42,10 @@ def tokens(dataset: Artifact) -> packed.Tokens:
 def loss_and_gradients(
     model: PeftModel, tokens: packed.Tokens, micro_batch_tokens: int
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    result = loop.step(packed.Scorer(model, KERNELS), sft.loss, tokens, ROWS, micro_batch_tokens, torch.Tensor.backward)
-    return result.loss, {name: p.grad / result.normaliser for name, p in model.named_parameters() if p.grad is not None}
+    run = loop.Run(packed.Scorer(model, KERNELS), sft.loss, replace(SETTINGS, micro_batch_tokens=micro_batch_tokens), 1)
+    result = run.over(tokens, ROWS, learn=True)
+    sums = zip(run.master.names, run.master.exact)
+    return result.loss, {name: exact.grad / result.normaliser for name, exact in sums if exact.grad is not None}
 
 
 def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, tokens: packed.Tokens) -> None:
