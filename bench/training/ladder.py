@@ -1,108 +1,102 @@
-"""The ablation ladder: our engine with its techniques added one at a time, each with the gain that was predicted."""
+"""The ablation ladder: what each technique of our engine gives, beside the gain that was predicted.
+
+A technique is worth what the engine loses without it, all others in place. (Added one after the other, each would be
+measured in an engine that nobody runs: the same attention in a slower engine seems to give less.)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from training.ours import Engine
 from training.ratios import ratio
 from training.runs import Run
 
 WORTH = 1.03  # what gains less goes
+WHOLE, BOTTOM = "all of these", "none of these: plain torch, one row after the other"
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A technique: what it changes in the engine, and the factor in speed that was predicted, with the reason."""
+    """A technique: the engine's settings without it, and the factor in speed that was predicted, with the reason."""
 
     technique: str
     predicted: float
     reason: str
-    change: dict[str, Any]
+    without: dict[str, Any]
 
 
-BOTTOM = Engine(
-    micro_batch_tokens=1,
-    attention="reference",
-    head="reference",
-    fused_layers=False,
-    compiled=False,
-    shared_beginning=False,
-    short_spins=False,
-)
 RUNGS = [
     Rung(
-        "attention of each document by itself, with its own backward",
-        1.10,
-        "no repeated keys, no mask over all rows, no passes of autograd's over the scores",
-        {"attention": "plain"},
-    ),
-    Rung(
-        "label head that keeps the unit gradient",
-        1.15,
-        "two matrix products instead of three, logits live for one chunk",
-        {"head": "fast"},
-    ),
-    Rung(
-        "rows packed into micro-batches of 1,024 tokens",
+        "attention compiled: a head of a document at a time",
         1.20,
-        "products of 800 rows instead of 200, a quarter of the calls",
-        {"micro_batch_tokens": 1024},
+        "scores stay in cache, nothing above the diagonal is computed, one call instead of hundreds",
+        {"attention": "plain"},
     ),
     Rung(
         "a decoder layer as one function, LoRA joined to its linear",
         1.30,
         "two matrix products instead of nine for q, k and v, nothing of the base kept for its gradient",
-        {"fused_layers": True},
+        {"fused_layers": False},
+    ),
+    Rung(
+        "rows packed into micro-batches of 1,024 tokens",
+        1.20,
+        "products of 800 rows instead of 200, a quarter of the calls",
+        {"micro_batch_tokens": 1},
     ),
     Rung(
         "elementwise work compiled to loops",
         1.20,
         "norms, SwiGLU and the head's softmax pass over memory once",
-        {"compiled": True},
+        {"compiled": False},
     ),
     Rung(
-        "attention compiled: a head of a document at a time",
-        1.20,
-        "scores stay in cache, nothing above the diagonal is computed, one call instead of hundreds",
-        {"attention": "fast"},
+        "label head that keeps the unit gradient",
+        1.15,
+        "two matrix products instead of three, logits live for one chunk",
+        {"head": "reference"},
     ),
     Rung(
         "what rows begin with computed once a micro-batch",
         1.12,
         "the template's system message is an eighth of the tokens",
-        {"shared_beginning": True},
+        {"shared_beginning": False},
     ),
     Rung(
         "short spins of waiting threads",
         1.02,
         "little on a quiet machine; beside other work a factor of two",
-        {"short_spins": True},
+        {"short_spins": False},
     ),
 ]
 
 
 def ladder(measure: Callable[[str, Engine], Run], repeats: int) -> list[dict[str, Any]]:
-    """Climbs `repeats` times, so that rungs are interleaved; a gain is the median of a rung over the one below."""
-    climbs = [[measure(name, engine).tokens_per_second for name, engine in _engines()] for _ in range(repeats)]
-    bottom = {"technique": "plain torch, one row after the other", "predicted": 1.0, "measured": 1.0}
-    steps = [{**bottom, "tokens_per_second": _median(climbs, 0)}]
-    for i, rung in enumerate(RUNGS, 1):
-        gain = ratio([climb[i] for climb in climbs], [climb[i - 1] for climb in climbs])
-        found = {"technique": rung.technique, "predicted": rung.predicted, "reason": rung.reason}
-        measured = {"measured": gain.median, "interval": [gain.low, gain.high], "kept": gain.median >= WORTH}
-        steps.append({**found, **measured, "tokens_per_second": _median(climbs, i)})
-    return steps
-
-
-def _engines() -> list[tuple[str, Engine]]:
-    engines = [("bottom", BOTTOM)]
+    """Each engine once per round, in an order drawn anew; a gain is the median over rounds of the whole engine's speed
+    over that without the technique."""
+    bottom = Engine(**{**asdict(Engine()), **{key: v for rung in RUNGS for key, v in rung.without.items()}})
+    engines = {WHOLE: Engine(), BOTTOM: replace(bottom, attention="reference")}
+    engines |= {rung.technique: replace(Engine(), **rung.without) for rung in RUNGS}
+    draw, speeds = np.random.default_rng(0), {name: list[float]() for name in engines}
+    for _ in range(repeats):
+        for name in draw.permutation(list(engines)).tolist():
+            told = name if name in (WHOLE, BOTTOM) else f"without: {name}"
+            speeds[name].append(measure(told, engines[name]).tokens_per_second)
+    found = []
     for rung in RUNGS:
-        engines.append((rung.technique, replace(engines[-1][1], **rung.change)))
-    return engines
+        gain = ratio(speeds[WHOLE], speeds[rung.technique])
+        predicted = {"technique": rung.technique, "predicted": rung.predicted, "reason": rung.reason}
+        measured = {"measured": gain.median, "interval": [gain.low, gain.high], "worth": gain.median >= WORTH}
+        found.append({**predicted, **measured, "tokens_per_second_without": _median(speeds[rung.technique])})
+    whole = ratio(speeds[WHOLE], speeds[BOTTOM])
+    ends = {"measured": whole.median, "interval": [whole.low, whole.high], "tokens_per_second": _median(speeds[WHOLE])}
+    return [*found, {"technique": WHOLE, **ends, "tokens_per_second_without": _median(speeds[BOTTOM])}]
 
 
-def _median(climbs: list[list[float]], i: int) -> float:
-    return sorted(climb[i] for climb in climbs)[len(climbs) // 2]
+def _median(speeds: list[float]) -> float:
+    return sorted(speeds)[len(speeds) // 2]

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """Each technique of ours that the ladder can take away; the defaults are what users get."""
+    """Each technique of ours that the ladder can take away; the defaults are what users get. `compiled` is of the
+    elementwise loops; attention is `plain` where it is not compiled, `reference` where autograd goes through it."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
     micro_batch_tokens: int = 1024
@@ -100,25 +101,28 @@ def _scorer(job: Job, engine: Engine) -> Scorer:
     if job.adapter:
         model = PeftModel.from_pretrained(model, job.adapter, is_trainable=True, autocast_adapter_dtype=False)
     scorer = packed.fast(model, fuse_layers=engine.fused_layers)
-    scorer.kernels = _kernels(scorer.kernels, engine, model)
+    scorer.kernels = _kernels(scorer.kernels, engine)
     return scorer
 
 
-def _kernels(kernels: Kernels, engine: Engine, model: Any) -> Kernels:
-    from tunesmith.kernels import apply, attention, head, layer, plain
+def _kernels(kernels: Kernels, engine: Engine) -> Kernels:
+    from tunesmith.kernels import attention, head, layer, plain
 
+    if engine == Engine() or not isinstance(kernels.attention, partial):
+        return kernels
+    slow = set[str]()
+    if engine.attention != "fast":
+        slow |= {"attention", "attention_backward"}
     if not engine.compiled:
-        kernels = apply.choose(model.dtype, model.device, cache=None)
-    if engine.attention == "reference":
-        kernels = replace(kernels, attention=attention.reference)
-    elif engine.attention == "plain" and isinstance(kernels.attention, partial):
-        own = {"attention": plain.attention, "attention_backward": plain.attention_backward}
-        operations = replace(kernels.attention.args[0], **own)
-        attend, whole = (partial(fn, operations) for fn in (attention.document_attention, layer.layer))
-        kernels = replace(kernels, attention=attend, layer=whole)
-    if engine.head == "reference":
-        kernels = replace(kernels, label_logprobs=head.reference)
-    return kernels
+        slow |= {"norm", "norm_backward", "swiglu", "swiglu_backward", "label_softmax_"}
+    operations = replace(kernels.attention.args[0], **{name: vars(plain.OPERATIONS)[name] for name in slow})
+    attend, logprobs = (partial(fn, operations) for fn in (attention.document_attention, head.label_logprobs))
+    return replace(
+        kernels,
+        attention=attention.reference if engine.attention == "reference" else attend,
+        label_logprobs=head.reference if engine.head == "reference" else logprobs,
+        layer=partial(layer.layer, operations),
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def _sections(results: Path) -> list[str]:
             sections += [f"### {title}", f"To reach: {TARGETS[method]}.", comparison(found)]
             sections += ["Where the time of our steps goes (under a profiler):", profile(found["profile"])]
             if found["ladder"]:
-                sections += ["Techniques one at a time, each on top of those above it:", ladder(found["ladder"])]
+                sections += ["What is lost without each technique, all others in place:", ladder(found["ladder"])]
     if found_curves := [_read(path) for path in sorted(results.glob("curve-*.json"))]:
         sections += ["### Losses beside TRL's", curves([c for c in found_curves if c])]
     if found := _read(results / "memory.json"):
@@ -98,14 +98,14 @@ def ladder(rungs: list[Found]) -> str:
     lines = [
         (
             rung["technique"],
-            f"{rung['predicted']:.2f}",
-            f"{rung['measured']:.2f}" + (" ({:.2f} to {:.2f})".format(*rung["interval"]) if "interval" in rung else ""),
-            f"{rung['tokens_per_second']:,.0f}",
-            "" if rung.get("kept", True) else "under 3 %",
+            f"{rung['predicted']:.2f}" if "predicted" in rung else "",
+            "{:.2f} ({:.2f} to {:.2f})".format(rung["measured"], *rung["interval"]),
+            f"{rung['tokens_per_second_without']:,.0f}",
+            "" if rung.get("worth", True) else "under 3 %",
         )
         for rung in rungs
     ]
-    return _table(("technique", "predicted", "measured", "tokens/s", ""), lines)
+    return _table(("technique", "predicted gain", "measured", "tokens/s without", ""), lines)
 
 
 def curves(found: list[Found]) -> str:
