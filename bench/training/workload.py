@@ -140,5 +140,5 @@ def engine_fingerprint() -> str:
     """Changes with the code that computes: figures of one engine are not those of another."""
     package = BENCH.parent / "tunesmith"
     paths = sorted(p for part in ("kernels", "models", "train") for p in (package / part).rglob("*.*"))
-    texts = [path.read_bytes() for path in paths if path.suffix in (".py", ".cpp")]
+    texts = [path.read_bytes() for path in paths if path.suffix in (".py", ".cpp", ".h")]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]

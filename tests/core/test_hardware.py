@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.core import hardware
+from tunesmith.core import control_groups, hardware
 
 
 def test_a_core_that_another_process_keeps_busy_is_left_to_it() -> None:
@@ -54,7 +54,35 @@ def test_limits_of_control_groups_are_seen_wherever_they_are_set(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     (tmp_path / "told").write_text(told)
-    assert hardware.control_groups(tmp_path / "told", tmp_path) == [(900, 400)]
+    assert control_groups.memory(tmp_path / "told", tmp_path) == [(900, 400)]
+
+
+@pytest.mark.parametrize(
+    ("told", "files", "cores"),
+    [
+        ("0::/jobs/one\n", {"jobs/cpu.max": "150000 100000", "jobs/one/cpu.max": "max 100000"}, 1.5),
+        ("0::/jobs/one\n", {"jobs/one/cpu.max": "max 100000"}, float("inf")),
+        ("4:cpu,cpuacct:/one\n", {
+            "cpu/one/cpu.cfs_quota_us": "200000", "cpu/one/cpu.cfs_period_us": "100000",
+            "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
+        ("", {}, float("inf")),
+    ],
+)  # fmt: skip
+def test_a_container_has_the_cores_that_its_quota_pays_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, files: dict[str, str], cores: float
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "told").write_text(told)
+    assert control_groups.cores(tmp_path / "told", tmp_path) == cores
+    monkeypatch.setattr(control_groups, "cores", lambda: 1.2)
+    monkeypatch.setattr(hardware, "_allowed", lambda: set(range(64)))
+    assert hardware.cores() == 2
+    monkeypatch.setattr(hardware, "_busy_cores_of_others", lambda: 40.0)
+    assert hardware.threads().value == 2  # of the 24 that are free
+    monkeypatch.setattr(hardware, "_busy_cores_of_others", lambda: 63.0)
+    assert hardware.threads().value == 1
 
 
 def test_memory_that_is_free_is_no_more_than_there_is() -> None:

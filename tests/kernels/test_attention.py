@@ -30,7 +30,7 @@ def run(fn: Any, shape: Shape, dtype: torch.dtype, wide: bool = False) -> list[T
     G, H, D, T = shape["groups"], shape["groups"] * shape["repeat"], shape["depth"], sum(shape["lengths"])
 
     def tensor(*size: int) -> Tensor:
-        rounded = torch.randn(*size, generator=make).to(dtype)
+        rounded = torch.randn(*size, generator=make, device="cpu").to(torch.get_default_device(), dtype)
         return (rounded.float() if wide else rounded).requires_grad_()
 
     q, k, v = (tensor(T, n * D) for n in (H, G, G))

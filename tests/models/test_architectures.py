@@ -26,6 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tunesmith.core.errors import ModelError
 from tunesmith.models import attention, fused, packed
 from tunesmith.models.packed import Tokens
 
@@ -143,3 +144,25 @@ def test_disabled_adapters_are_left_out() -> None:
         fused.restore(model)
         torch.testing.assert_close(without, scorer(batch)[0])
     assert not torch.allclose(with_adapter, without)
+
+
+def test_a_model_whose_rows_do_not_stay_apart_is_refused() -> None:
+    """LFM2 has short convolutions, which would run on from one row into the next."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"])
+    attention.register()
+    model = Lfm2ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 5  # what is just made predicts all but the same everywhere
+    model.set_attn_implementation(attention.NAME)
+    with pytest.raises(ModelError, match="cannot be trained packed") as error:
+        packed.require_same_loss(packed.fast(model), Rows())
+    assert "from one row to the next" in error.value.why
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_all_others_stay_apart(family: str) -> None:
+    model = made(family, "lora")
+    packed.require_same_loss(packed.fast(model), Rows())

@@ -205,4 +205,5 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
     asked.append(signal.SIGINT)
     with pytest.raises(Interrupted) as stop:
         keeper.after_step(lambda: State(8, 9, large, {}), evaluated=False)
-    assert "no checkpoint of step 8" in stop.value.saved
+    assert "no checkpoint of step 8" in capsys.readouterr().err
+    assert stop.value.saved == ""

@@ -28,7 +28,7 @@ from tunesmith.core.project import Train
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.models.base import Base
 from tunesmith.plan import planner
-from tunesmith.train import launch
+from tunesmith.train import launch, passes
 from tunesmith.train import run as training
 from tunesmith.train.batches import shares
 from tunesmith.train.processes import Processes
@@ -218,6 +218,34 @@ def test_a_training_step_in_two_processes_leaves_what_one_leaves(tiny: Base, dat
     assert losses == pytest.approx(one_losses, rel=1e-5)
     assert list(two.folder.glob("trackers/tensorboard/*/events*"))
     assert not list((tmp_path / "two/unfinished").iterdir())
+
+
+def test_two_processes_go_on_after_an_interruption(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:
+    kept = tmp_path / "unfinished/train"
+
+    def interrupt() -> None:
+        until(lambda: (kept / "metrics.jsonl").is_file() and len((kept / "metrics.jsonl").read_bytes()) > 1000)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted) as stopped:
+        training_step(tmp_path, tiny, dataset, processes=2, epochs=4)
+    thread.join()
+    assert "saved after step" in stopped.value.saved
+    (kept / "1.metrics.jsonl").write_text("{" * 10_000)  # a line of another length than the first process's
+    log = store.read_jsonl(training_step(tmp_path, tiny, dataset, processes=2, epochs=4).folder / "metrics.jsonl")
+    steps = [entry["step"] for entry in log if "loss" in entry]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_pass_that_is_too_large_for_a_part_of_the_model_is_explained() -> None:
+    def one_pass(rows: list[int], counts: bool) -> Any:
+        raise MemoryError
+
+    with pytest.raises(ResourceError, match="more memory than there is") as error:
+        passes.step(one_pass, [0, 1], [5, 5], 10, Processes(0, 2, sharded=True))
+    assert "train.micro_batch_tokens" in error.value.next
 
 
 def test_a_run_that_goes_wrong_in_two_processes_is_explained(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:

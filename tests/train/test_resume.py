@@ -244,9 +244,9 @@ def test_threads_are_those_of_the_run_that_was_stopped(capsys: pytest.CaptureFix
     from tunesmith.core import hardware
     from tunesmith.train.checkpoint import State
 
-    def saved(threads: int, **made_with: str) -> State:
+    def saved(threads: int, early: bool = False, **made_with: str) -> State:
         around = {"made_with": {**resume.made_with(threads, []), **made_with}, "log_bytes": 0}
-        return State(40, 120, {}, {"around": around})
+        return State(40, 120, {}, {"around": around, "outcome": {"stopped_early": early}})
 
     found = resume.threads(saved(1))
     assert found.value == 1
@@ -256,6 +256,8 @@ def test_threads_are_those_of_the_run_that_was_stopped(capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert "continues at step 41 of 120" in told
     assert "differ" not in told
+    resume.announce(saved(1, early=True), resume.made_with(1, []))
+    assert "had come to its end, at step 40 of 120" in capsys.readouterr().err
     many = saved(hardware.cores() + 1, torch="1.0")
     assert resume.threads(many).value <= hardware.cores()
     resume.announce(many, resume.made_with(1, ["kernel head: it fails here"]))

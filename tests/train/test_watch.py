@@ -126,11 +126,12 @@ def test_with_patience_the_run_ends_by_that_and_says_so() -> None:
     seen = watch.Seen()
     for entry in validations(*RISING):
         watch.faults(seen, entry, course)
-    told = watch.early_stop(seen, course)
+    told = watch.early_stop(seen, 30, course)
     assert "stopped early after step 30 of 300" in told
     assert "in 1 evaluation no" in told
     assert "by heart" in told
     assert "the state of step 20 is kept" in told
+    assert "after step 4 of 300: no validation loss was a number" in watch.early_stop(watch.Seen(), 4, course)
 
 
 def first_hundred(losses: Sequence[float], again: float) -> list[watch.Entry]:

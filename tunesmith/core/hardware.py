@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -18,13 +19,8 @@ from typing import NamedTuple
 
 import psutil
 
+from tunesmith.core import control_groups
 from tunesmith.core.records import Decision
-
-_GROUP_FILES = {  # of control groups: limit and use of memory, and what of the use are files; by controller
-    "": ("memory.max", "memory.current", "inactive_file"),  # in the second version there is one for all
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-_NO_LIMIT = 1 << 60  # the first version of control groups writes a number near 2^63 where there is none
 
 
 @dataclass(frozen=True)
@@ -80,34 +76,13 @@ def _torch_has_cuda() -> bool:
 def _memory_bytes() -> int:
     """Physical memory, or the limit of this process's control group where that is lower."""
     physical: int = psutil.virtual_memory().total
-    return min([physical, *(limit for limit, _ in control_groups())])
+    return min([physical, *(limit for limit, _ in control_groups.memory())])
 
 
 def free_memory_bytes() -> int:
     """What this process could still take without others giving way, within the limits of its control groups."""
     free: int = psutil.virtual_memory().available
-    return max(0, min([free, *(limit - used for limit, used in control_groups())]))
-
-
-def control_groups(
-    told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> list[tuple[int, int]]:
-    """Limit and use in bytes of each of the process's control groups, of either version, that limits memory. What holds
-    files does not count as used, since it is let go of at need."""
-    found = []
-    for line in told.read_text().splitlines() if told.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        for controller in _GROUP_FILES.keys() & set(controllers.split(",")):
-            limit, used, files = _GROUP_FILES[controller]
-            group = root / controller / path.lstrip("/")
-            for folder in (group, *group.parents):
-                text = (folder / limit).read_text().strip() if (folder / limit).is_file() else ""
-                if text.isdigit() and int(text) < _NO_LIMIT:
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    found.append((int(text), int((folder / used).read_text()) - int(stat.get(files, 0))))
-                if folder == root / controller:
-                    break
-    return found
+    return max(0, min([free, *(limit - used for limit, used in control_groups.memory())]))
 
 
 def give_memory_back() -> None:
@@ -117,7 +92,8 @@ def give_memory_back() -> None:
 
 
 def cores() -> int:
-    return len(_allowed())
+    """As many as this process may run on, or has the time of by its control groups, where that is less."""
+    return min(len(_allowed()), max(1, math.ceil(min(control_groups.cores(), 1 << 20))))
 
 
 def _allowed() -> set[int]:
@@ -130,8 +106,8 @@ def threads() -> Decision:
     so that two of them on one free core can be several times slower than one."""
     count = cores()
     busy = round(_busy_cores_of_others())
-    if busy and count > 1:
-        return Decision(max(1, count - busy), f"{count} cores, of which other processes keep about {busy} busy")
+    if (free := len(_allowed()) - busy) < count and count > 1:
+        return Decision(max(1, free), f"{len(_allowed())} cores, of which other processes keep about {busy} busy")
     return Decision(count, f"one for each of the {count} cores")
 
 

@@ -53,12 +53,15 @@ def choose(dtype: torch.dtype, device: torch.device, cache: Path | None = None) 
     attend: Fn = partial(attention.document_attention, operations)
     logprobs: Fn = partial(head.label_logprobs, operations)
     whole, plain_layer = partial(layer.layer, operations), partial(layer.reference, operations)
-    if device.type == "cuda" and dtype in cuda.DTYPES:
-        attend, whole = cuda.document_attention, cuda.compiled_layer()
+    on_gpu = device.type == "cuda" and dtype in cuda.DTYPES
+    if on_gpu:
+        attend = cuda.document_attention
     if not agrees("attention", attend, attention.reference, _attention_problem(dtype, device)):
         attend = attention.reference
     if not agrees("head", logprobs, head.reference, _head_problem(dtype, device)):
         logprobs = head.reference
+    if on_gpu:
+        whole = cuda.compiled_layer(attend=attend)
     fused = agrees("layer", partial(_flatly, whole), partial(_flatly, plain_layer), _layer_problem(dtype, device))
     return Kernels(attend, logprobs, whole if fused else None, tuple(notes))
 

@@ -12,6 +12,7 @@ from tunesmith.kernels.apply import Kernels
 from tunesmith.kernels.plain import Documents, Heads
 
 NAME = "tunesmith_documents"
+_BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "attention_bias")  # caps, sinks and biases of scores
 Prefixes = list[tuple[Tensor, Tensor]]  # for each layer keys and values that all documents begin with, (G, S, D) each
 
 
@@ -36,10 +37,11 @@ def _attention(
     **other: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature over packed documents; returns (1, T, H, D)."""
-    if other.get("softcap") or other.get("s_aux") is not None:
+    beyond = [name for name in _BEYOND if other.get(name) is not None]
+    if beyond or attention_mask is not None:
         raise ModelError(
             "this architecture's attention is not supported for packed training",
-            "it caps its scores or has attention sinks",
+            f"it has {' and '.join(beyond) if beyond else 'a mask of its own'}, which attention per document has not",
             "choose another base (`tunesmith models`)",
         )
     _, H, _, D = q_1HTD.shape

@@ -7,7 +7,7 @@ is predicted from the end of the one before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,9 +191,11 @@ def _behind(count: int, positions_1T: Tensor, at_N: Tensor, documents: Documents
 @torch.no_grad()
 def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
     """Compares one row's loss with transformers' own; raises ModelError where this architecture needs more than we do
-    (a cap or a bias on its logits, say)."""
+    (a cap or a bias on its logits, say), or where its rows do not stay apart."""
     model = scorer.causal
-    batch = pack(tokens, [min(range(len(tokens)), key=lambda i: tokens.lengths[i])], model.device)
+    shortest = sorted(range(len(tokens)), key=lambda i: tokens.lengths[i])
+    _require_rows_apart(scorer, pack(tokens, (shortest * 2)[:2], model.device, share=False))
+    batch = pack(tokens, shortest[:1], model.device)
     ours = -scorer(batch)[0].mean()
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -206,6 +208,25 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
             f"{type(model).__name__} cannot be trained packed",
             f"its loss on one row is {float(theirs):.4f} by "
             f"its own forward pass and {float(ours):.4f} by the packed one",
+            "choose another base (`tunesmith models`), and report this architecture",
+        )
+
+
+def _require_rows_apart(scorer: Scorer, batch: Packed) -> None:
+    """What a token is predicted as must not change with the row before its own. Where layers carry a state along the
+    sequence (convolutions, recurrent layers), it does."""
+    first, second, ids_1T = batch.documents.lengths[0], sum(batch.lengths), batch.ids_1T
+    at_N = torch.arange(first, second - 1, device=ids_1T.device)
+    of_second = replace(batch, at_N=at_N, targets_N=ids_1T[0, at_N + 1], row_N=torch.ones_like(at_N))
+    others_1T = ids_1T.clone()
+    others_1T[0, :first] = (others_1T[0, :first] + 1) % scorer.causal.get_input_embeddings().num_embeddings
+    behind_one, behind_other = scorer(of_second)[0], scorer(replace(of_second, ids_1T=others_1T))[0]
+    if not torch.allclose(
+        behind_one, behind_other, rtol=0, atol=1e-4 if scorer.causal.dtype == torch.float32 else 0.02
+    ):
+        raise ModelError(
+            f"{type(scorer.causal).__name__} cannot be trained packed",
+            "its layers carry a state from one row to the next",
             "choose another base (`tunesmith models`), and report this architecture",
         )
 

@@ -54,8 +54,8 @@ class Keeper:
     A checkpoint is due `minutes` after the last one, and at each evaluation; but never before the run has lasted a
     minute (or `minutes`, if that is less), nor before a hundred times the seconds that the last write took have passed
     since. So a run of a minute writes none, and a long one spends one hundredth of its time on them at most: a model
-    whose checkpoint takes 4 seconds gets one every 400, however often it is evaluated. `minutes=0` is for those who
-    want one after every optimizer step, whatever it costs.
+    whose checkpoint takes 4 seconds gets one every 400, however often it is evaluated. With `minutes=0`
+    one is written after every optimizer step, whatever it costs.
 
     `around()` tells what belongs to the run outside the loop (the log's length, threads, versions); it is saved as
     `values["around"]`.
@@ -94,8 +94,8 @@ class Keeper:
             save(self.folder, replace(now, values={**now.values, "around": self.around()}))
             saved = f"saved after step {now.step:,} of {now.of:,}"
         except ResourceError as error:
-            saved = f"no checkpoint of step {now.step:,} could be written: {error.what}, {error.why}"
-            say(saved)
+            say(f"no checkpoint of step {now.step:,} could be written: {error.what}, {error.why}")
+            saved = ""
         self.last = time.monotonic()
         self.write_seconds = self.last - started
         if signal is not None:

@@ -92,13 +92,14 @@ def _outcome(folder: Path, processes: int, asked: int | None) -> Any:
         raise kind.get(told["kind"], UserError)(told["what"], told["why"], told["next"])
     if asked:
         raise interrupt.Interrupted(asked)
-    if faults := sorted(folder.glob("traceback-*.txt"), key=lambda path: path.stat().st_mtime_ns):
-        raise RuntimeError(f"one of {processes} training processes failed:\n{faults[0].read_text()}")
     log = (folder / "launch.log").read_text(errors="replace").strip().splitlines()
     if any("Signal 9" in line for line in log):
         raise ResourceError(
             f"one of {processes} training processes was killed",
             "most often that is the system, when memory is short",
-            "lower train.micro_batch_tokens or train.processes, and run again: it goes on from its last checkpoint",
+            "close other programs and run again: it goes on from its last checkpoint; or lower "
+            "train.micro_batch_tokens, and begin anew with `tunesmith run --fresh`",
         )
+    if faults := sorted(folder.glob("traceback-*.txt"), key=lambda path: path.stat().st_mtime_ns):
+        raise RuntimeError(f"one of {processes} training processes failed:\n{faults[0].read_text()}")
     raise RuntimeError("\n".join([f"{processes} training processes could not be started:", *log[-20:]]))

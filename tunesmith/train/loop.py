@@ -199,8 +199,10 @@ class Run:
             try:
                 found = memory.rehearse(one_pass, self.master.forget)
             except (MemoryError, RuntimeError) as error:
-                if self.processes.sharded or not memory.exhausted(error):  # sharded, the others wait inside the pass
+                if not memory.exhausted(error):
                     raise
+                if self.processes.sharded:
+                    raise memory.too_much_for_a_part() from None
                 found = memory.Rehearsal(0, memory.NOT_ENOUGH, 0)
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
@@ -293,7 +295,7 @@ def train(
         report({"step": outcome.steps, **figures})
         outcome.consider(run.master.state, figures["validation_loss"], settings.patience)
         if outcome.stopped_early:
-            say(watch.early_stop(run.seen, course))
+            say(watch.early_stop(run.seen, outcome.steps, course))
 
     if not outcome.steps:
         _tell_memory(run.fit(rows, steps, [(validation, read) for read, _ in readings]), log)

@@ -147,10 +147,11 @@ def forecast(
             gradients = exact_bytes if summed else 0
             peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, forward, gradients)
             peak += pending_bytes
-            if peak <= limit_bytes or (smallest and peak < NOT_ENOUGH):
+            if peak <= limit_bytes:
                 break
             if smallest:
-                raise _does_not_fit(f"a pass over {size:,} tokens needs more than there is", limit_bytes)
+                needs = f"takes {_gb(peak)}" if peak < NOT_ENOUGH else "needs more than there is"
+                raise _does_not_fit(f"a pass over {size:,} tokens {needs}", limit_bytes)
         size = max(length, int(0.8 * size))
     peak = int(MARGIN * peak)
     told = f"measured: the longest row takes {_gb(least)}, the run will take {_gb(peak)} of {_gb(limit_bytes)}"
@@ -198,6 +199,15 @@ def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
         f"{why}; this process may hold {_gb(limit_bytes)}",
         "lower data.format.max_tokens, choose a smaller model (`tunesmith models`) or a method that trains less "
         "(`train.method: lora`), or close other programs",
+    )
+
+
+def too_much_for_a_part() -> ResourceError:
+    """Of a pass in a divided model: the other processes wait inside it, so that it cannot be taken again smaller."""
+    return ResourceError(
+        "a pass needed more memory than there is",
+        "where the model is divided among processes, passes do not become smaller by themselves",
+        "lower train.micro_batch_tokens or data.format.max_tokens, and begin anew with `tunesmith run --fresh`",
     )
 
 

@@ -27,8 +27,8 @@ def step(
     micro_batch_tokens: int,
     processes: Processes = ALONE,
 ) -> StepResult:
-    """This process's share of the rows in micro-batches, and what came of everybody's. Raises memory.Exhausted, in all
-    processes, where one of them has not enough."""
+    """This process's share of the rows in micro-batches, and what came of everybody's. Where one process has not enough
+    memory, raises memory.Exhausted in all of them, or, where they divide the model, ResourceError in that one."""
     loss_sum, normaliser, tokens, sums, enough = 0.0, 0, 0, dict[str, float](), True
     try:
         for batch_rows, counts in processes.passes(rows, lengths, micro_batch_tokens):
@@ -39,8 +39,10 @@ def step(
                 tokens += sum(lengths[i] for i in batch_rows)
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.metrics.items()}
     except (MemoryError, RuntimeError) as error:
-        if processes.sharded or not memory.exhausted(error):  # sharded, the others wait inside the pass
+        if not memory.exhausted(error):
             raise
+        if processes.sharded:
+            raise memory.too_much_for_a_part() from None
         enough = False
     everywhere = processes.gather((loss_sum, normaliser, tokens, sums, enough))
     if not all(part[4] for part in everywhere):

@@ -56,8 +56,10 @@ def announce(saved: State | None, made_with: dict[str, str]) -> None:
     changed = [f"{name} {before.get(name)} -> {now}" for name, now in made_with.items() if before.get(name) != now]
     if hardware.probe().gpu:
         changed.append("some sums on a GPU have no fixed order")
-    done = saved.step == saved.of
-    say(f"  all {saved.of:,} steps are done" if done else f"  continues at step {saved.step + 1:,} of {saved.of:,}")
+    if saved.step == saved.of or saved.values["outcome"]["stopped_early"]:
+        say(f"  training had come to its end, at step {saved.step:,} of {saved.of:,}")
+    else:
+        say(f"  continues at step {saved.step + 1:,} of {saved.of:,}")
     if changed:
         say(f"  the last bits of its weights may differ from those of a run without a stop: {'; '.join(changed)}")
 

@@ -71,23 +71,23 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     for note in (*processes.notes, *scorer.notes, *map(_line, placed, placed.values())):
         say(f"  {note}")
     resume.announce(saved, made_with := resume.made_with(threads.value, scorer.notes))
-    with (
-        interrupt.deferred("finishing this step, then saving; once more stops at once") as asked,
-        resume.log_file(kept / processes.own("metrics.jsonl"), saved) as file,
-        trackers.start(chosen["trackers"] if processes.first else [], kept.name, chosen, out / "trackers") as track,
-        progress("train", settings.epochs * sum(rows.lengths), "tokens", resume.tokens(saved)) as bar,
-    ):
-        keeper = checkpoint.Keeper(
-            kept, chosen["checkpoint_minutes"], lambda: {"made_with": made_with, **resume.log_length(file)}, asked
-        )
-        try:
+    try:
+        with (
+            interrupt.deferred("finishing this step, then saving; once more stops at once") as asked,
+            resume.log_file(kept / processes.own("metrics.jsonl"), saved if processes.first else None) as file,
+            trackers.start(chosen["trackers"] if processes.first else [], kept.name, chosen, out / "trackers") as track,
+            progress("train", settings.epochs * sum(rows.lengths), "tokens", resume.tokens(saved)) as bar,
+        ):
+            keeper = checkpoint.Keeper(
+                kept, chosen["checkpoint_minutes"], lambda: {"made_with": made_with, **resume.log_length(file)}, asked
+            )
             outcome = loop.train(scorer, sft.loss, rows, validation, settings, _logger(file, bar, track), keeper, saved)
-        except watch.Fault as fault:
-            with processes.first_before_others():  # who ends first would end them all
-                if processes.first:
-                    left = _leave_what_is_good(fault, kept, whole_model, base.hub, out)
-                    fault.next += f"; {left} in output/failed/{kept.name}"
-            raise
+    except watch.Fault as fault:
+        with processes.first_before_others():  # who ends first would end them all
+            if processes.first:
+                left = _leave_what_is_good(fault, kept, whole_model, base.hub, out)
+                fault.next += f"; {left} in output/failed/{kept.name}"
+        raise
     if not processes.first:
         return {}
     shutil.copyfile(kept / "metrics.jsonl", out / "metrics.jsonl")

@@ -245,13 +245,15 @@ def _overfits(seen: Seen, course: Course) -> Fault | None:
     )
 
 
-def early_stop(seen: Seen, course: Course) -> str:
-    """Why a run with `patience` ended before its last step, in a sentence."""
+def early_stop(seen: Seen, step: int, course: Course) -> str:
+    """Why a run with `patience` ended at this step, before its last one, in a sentence."""
+    if not seen.evaluations:
+        return f"stopped early after step {step:,} of {course.steps:,}: no validation loss was a number"
     best, now = _best(seen), seen.evaluations[-1]
     cause = "it learns its rows by heart by now" if _training_fell(seen, best, now) else "it learns no more"
     count = "1 evaluation" if course.patience == 1 else f"{course.patience} evaluations"
     return (
-        f"stopped early after step {now['step']:,} of {course.steps:,}: in {count} no validation loss below "
+        f"stopped early after step {step:,} of {course.steps:,}: in {count} no validation loss below "
         f"{best['validation_loss']:.4f}, and {cause}; the state of step {best['step']:,} is kept"
     )
 
