@@ -150,7 +150,7 @@ def forecast(
             if peak <= limit_bytes:
                 break
             if smallest:
-                needs = f"takes {_gb(peak)}" if peak < NOT_ENOUGH else "needs more than there is"
+                needs = f"takes {_gb(int(peak))}" if peak < NOT_ENOUGH else "needs more than there is"
                 raise _does_not_fit(f"a pass over {size:,} tokens {needs}", limit_bytes)
         size = max(length, int(0.8 * size))
     peak = int(MARGIN * peak)
