@@ -7,7 +7,8 @@ measured in an engine that nobody runs: the same attention in a slower engine se
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,9 @@ RUNGS = [
 def ladder(measure: Callable[[str, Engine], Run], repeats: int) -> list[dict[str, Any]]:
     """Each engine once per round, in an order drawn anew; a gain is the median over rounds of the whole engine's speed
     over that without the technique."""
-    bottom = Engine(**{**asdict(Engine()), **{key: v for rung in RUNGS for key, v in rung.without.items()}})
-    engines = {WHOLE: Engine(), BOTTOM: replace(bottom, attention="reference")}
-    engines |= {rung.technique: replace(Engine(), **rung.without) for rung in RUNGS}
+    bottom = {key: value for rung in RUNGS for key, value in rung.without.items()} | {"attention": "reference"}
+    engines = {WHOLE: Engine(), BOTTOM: Engine(**bottom)}
+    engines |= {rung.technique: Engine(**rung.without) for rung in RUNGS}
     draw, speeds = np.random.default_rng(0), {name: list[float]() for name in engines}
     for _ in range(repeats):
         for name in draw.permutation(list(engines)).tolist():
@@ -92,11 +93,7 @@ def ladder(measure: Callable[[str, Engine], Run], repeats: int) -> list[dict[str
         gain = ratio(speeds[WHOLE], speeds[rung.technique])
         predicted = {"technique": rung.technique, "predicted": rung.predicted, "reason": rung.reason}
         measured = {"measured": gain.median, "interval": [gain.low, gain.high], "worth": gain.median >= WORTH}
-        found.append({**predicted, **measured, "tokens_per_second_without": _median(speeds[rung.technique])})
+        found.append({**predicted, **measured, "tokens_per_second_without": median(speeds[rung.technique])})
     whole = ratio(speeds[WHOLE], speeds[BOTTOM])
-    ends = {"measured": whole.median, "interval": [whole.low, whole.high], "tokens_per_second": _median(speeds[WHOLE])}
-    return [*found, {"technique": WHOLE, **ends, "tokens_per_second_without": _median(speeds[BOTTOM])}]
-
-
-def _median(speeds: list[float]) -> float:
-    return sorted(speeds)[len(speeds) // 2]
+    ends = {"measured": whole.median, "interval": [whole.low, whole.high]}
+    return [*found, {"technique": WHOLE, **ends, "tokens_per_second_without": median(speeds[BOTTOM])}]

@@ -6,6 +6,7 @@ is predicted from the end of the one before it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -193,7 +194,7 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
     """Compares one row's loss with transformers' own; raises ModelError where this architecture needs more than we do
     (a cap or a bias on its logits, say), or where its rows do not stay apart."""
     model = scorer.causal
-    shortest = sorted(range(len(tokens)), key=lambda i: tokens.lengths[i])
+    shortest = heapq.nsmallest(2, range(len(tokens)), key=lambda i: tokens.lengths[i])
     _require_rows_apart(scorer, pack(tokens, (shortest * 2)[:2], model.device, share=False))
     batch = pack(tokens, shortest[:1], model.device)
     ours = -scorer(batch)[0].mean()
