@@ -19,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -45,6 +47,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         )
     ),
+    "phimoe": lambda: PhimoeForCausalLM(PhimoeConfig(**GROUPED, num_local_experts=4, sliding_window=4)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
@@ -52,6 +55,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
 }
 FUSED = {"llama", "mistral", "qwen2", "qwen3"}
+LINEARS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "phimoe": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 LENGTHS = [9, 5, 14, 7]
 
 
@@ -75,7 +79,7 @@ def made(family: str, method: str) -> PreTrainedModel | PeftModel:
     attention.register()
     model.set_attn_implementation(attention.NAME)
     if method == "lora":
-        layers = ["c_attn", "c_proj", "c_fc"] if family == "gpt2" else "all-linear"
+        layers = LINEARS.get(family, "all-linear")
         model = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=layers, task_type="CAUSAL_LM"))
     for parameter in model.parameters():
         if parameter.ndim == 1 or parameter.requires_grad:
@@ -160,6 +164,41 @@ def test_a_model_whose_rows_do_not_stay_apart_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be trained packed") as error:
         packed.require_same_loss(packed.fast(model), Rows())
     assert "from one row to the next" in error.value.why
+
+
+def unsupported() -> dict[str, PreTrainedModel]:
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GptOssConfig,
+        GptOssForCausalLM,
+        Llama4ForCausalLM,
+        Llama4TextConfig,
+    )
+
+    chunked = Llama4TextConfig(
+        **GROUPED, head_dim=8, intermediate_size_mlp=16, num_local_experts=2, attention_chunk_size=4
+    )
+    return {
+        "softcap": Gemma2ForCausalLM(Gemma2Config(**GROUPED, head_dim=8)),
+        "s_aux": GptOssForCausalLM(GptOssConfig(**GROUPED, head_dim=8, num_local_experts=2)),
+        "a mask of its own": Llama4ForCausalLM(chunked),
+    }
+
+
+@pytest.mark.parametrize("what", ["softcap", "s_aux", "a mask of its own"])
+def test_what_attention_per_document_lacks_is_named(what: str) -> None:
+    attention.register()
+    model = unsupported()[what].eval()
+    model.set_attn_implementation(attention.NAME)
+    with pytest.raises(ModelError, match="not supported") as error:
+        packed.require_same_loss(packed.fast(model), Rows())
+    assert f"it has {what}" in error.value.why
+
+
+def test_dropout_of_the_base_is_told_to_be_off() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=4)).eval()
+    assert "the base's dropout (0.1) is off" in packed.fast(model).notes[-1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

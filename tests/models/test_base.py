@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.errors import ModelError
+from tunesmith.core.errors import ModelError, ResourceError
 from tunesmith.models import base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -131,8 +131,17 @@ def test_two_projects_may_unpack_the_same_file_at_once(tmp_path: Path) -> None:
         base._publish(tmp_path / "finished", tmp_path / "nowhere" / "kept")
 
 
-def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HOME", raising=False)
+def test_a_user_without_a_home_has_a_cache_of_his_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 987654321)
-    assert store.cache_dir() == Path(tempfile.gettempdir()) / "tunesmith-cache"
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = store.cache_dir()
+    assert folder == tmp_path / f"tunesmith-cache-{os.getuid()}"
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(ResourceError, match="somebody else"):
+        store.cache_dir()

@@ -22,7 +22,7 @@ from tunesmith.data import format
 from tunesmith.models import load, methods
 from tunesmith.models.base import Base
 from tunesmith.models.packed import Scorer, Tokens, fast
-from tunesmith.train import checkpoint, loop, watch
+from tunesmith.train import checkpoint, loop, memory, watch
 from tunesmith.train.objectives import sft
 
 SETTINGS = loop.Settings(
@@ -202,6 +202,24 @@ def test_a_checkpoint_carries_the_micro_batch_that_is_in_use(tiny: Base, dataset
     again = loop.Run(scorer_of(tiny, LORA), sft.loss, SETTINGS, 9)
     again.restore(run.state())
     assert again.outcome.micro_batch_tokens == 77
+
+
+def test_a_run_that_goes_on_keeps_to_the_memory_that_is_left(
+    tiny: Base, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = trained(tiny, dataset, SETTINGS)
+    with pytest.raises(Interrupted):
+        trained(tiny, dataset, SETTINGS, keeper=checkpoint.Keeper(tmp_path, 5, asked=AfterStep(2)))
+    saved = checkpoint.newest(tmp_path)
+    assert saved is not None
+    held = memory.resident_bytes()
+    more = int(saved.values["outcome"]["token_bytes"] * 500)  # room for half of the micro-batch
+    monkeypatch.setattr(memory, "limit_bytes", lambda processes: held + more)
+    outcome, log = trained(tiny, dataset, SETTINGS, saved=saved)
+    assert log[0]["step"] == 2
+    assert log[0]["micro_batch_tokens"] == outcome.micro_batch_tokens < SETTINGS.micro_batch_tokens
+    assert outcome.steps == whole.steps
+    assert outcome.best_validation_loss == pytest.approx(whole.best_validation_loss, rel=1e-5)
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tiny: Base, dataset: Artifact) -> None:

@@ -60,7 +60,7 @@ class Machine:
 def forecast(
     machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9, read: Any = ()
 ) -> memory.Forecast:
-    given: Any = {"read": read, "exact_bytes": EXACT, "limit_bytes": limit}
+    given: Any = {"read": read, "gradient_bytes": EXACT, "pending_bytes": 2 * EXACT, "limit_bytes": limit}
     return memory.forecast(machine.rehearsal, machine.tokens, steps, wanted, **given)
 
 
@@ -75,6 +75,21 @@ def test_the_heaviest_micro_batch_is_rehearsed() -> None:
     assert machine.asked[:2] == [[2], [0, 1, 4]]
     heavy = TOKEN * memory.packed_tokens(tokens, [0, 1, 4])
     assert found.peak_bytes == int(memory.MARGIN * (REST + heavy + 2 * EXACT))
+
+
+def test_a_rare_row_that_begins_otherwise_is_found() -> None:
+    """Among many micro-batches with more tokens in their rows, which all share most of them."""
+    tokens = Rows([100] * 200)
+    tokens.ids[:] = 1
+    tokens.learnt[:] = False
+    tokens.learnt[99::100] = True
+    tokens.ids[99::100] = np.arange(200)
+    rare = 150
+    tokens.ids[100 * rare : 100 * rare + 90] = 7
+    machine = Machine(tokens)
+    steps = [[i, i + 1, i + 2, i + 3] for i in range(0, 148, 4)] + [[148, 149, rare]]
+    forecast(machine, steps, 400)
+    assert machine.asked[1] == [148, 149, rare]
 
 
 def test_each_new_size_is_counted() -> None:
@@ -105,7 +120,8 @@ def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run
         found = machine.rehearsal(rows, summed)
         return found if len(rows) <= 4 else replace(found, peak=memory.NOT_ENOUGH)
 
-    found = memory.forecast(rehearsal, tokens, [list(range(16))], 1600, read=[], exact_bytes=0, limit_bytes=10**9)
+    given: Any = {"read": [], "gradient_bytes": 0, "pending_bytes": 0}
+    found = memory.forecast(rehearsal, tokens, [list(range(16))], 1600, **given, limit_bytes=10**9)
     batches = micro_batches(list(range(16)), tokens.lengths, found.micro_batch_tokens)
     assert max(map(len, batches)) == 4
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunesmith.core import store
+from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.project import Format, Train
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
@@ -15,7 +20,7 @@ from tunesmith.data import format
 from tunesmith.models.base import Base
 from tunesmith.plan import planner
 from tunesmith.train import run as training
-from tunesmith.train import watch
+from tunesmith.train import trackers, watch
 
 TRAIN = Train(
     rank=4, alpha=8, precision="fp32", learning_rate=1e-2, epochs=0.5, batch_tokens=130, micro_batch_tokens=130,
@@ -77,6 +82,21 @@ def test_when_training_goes_wrong_the_best_is_left_and_nothing_stands_in_the_way
     assert list(store.read_jsonl(failed / "metrics.jsonl"))[-1].keys() == {"step", "first_rows_loss"}
     assert (failed / "adapter/adapter_model.safetensors").is_file()
     assert not list((tmp_path / "unfinished").iterdir())
+    assert trained(tmp_path, tiny, dataset).state == "ran"
+
+
+def test_ctrl_c_while_trackers_finish_ends_the_program_too(
+    tiny: Base, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def slow(*_: Any) -> Iterator[Callable[[Any], None]]:
+        yield lambda entry: None
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trackers, "start", slow)
+        with pytest.raises(Interrupted):
+            trained(tmp_path, tiny, dataset)
     assert trained(tmp_path, tiny, dataset).state == "ran"
 
 

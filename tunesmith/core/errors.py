@@ -14,6 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+_NAMES: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("names of settings", default=())
 
 
 class UserError(Exception):
@@ -21,7 +24,7 @@ class UserError(Exception):
 
     def __init__(self, what: str, why: str, next: str) -> None:
         super().__init__(what)
-        self.what, self.why, self.next = what, why, next
+        self.what, self.why, self.next = map(_renamed, (what, why, next))
 
     def __str__(self) -> str:
         return f"{self.what}\n  why:  {self.why}\n  next: {self.next}"
@@ -45,11 +48,16 @@ class ResourceError(UserError):
 
 @contextmanager
 def settings_named(names: dict[str, str]) -> Iterator[None]:
-    """Gives settings other names in an error's texts: what serves two sections of a project file knows one of them."""
+    """Gives settings other names in the texts of errors, raised or only told: what serves two sections of a project
+    file knows one of them."""
+    token = _NAMES.set(tuple(names.items()))
     try:
         yield
-    except UserError as error:
-        for old, new in names.items():
-            told = [re.sub(rf"(?<![\w.]){re.escape(old)}", new, text) for text in (error.what, error.why, error.next)]
-            error.what, error.why, error.next = told
-        raise
+    finally:
+        _NAMES.reset(token)
+
+
+def _renamed(text: str) -> str:
+    for old, new in _NAMES.get():
+        text = re.sub(rf"(?<![\w.]){re.escape(old)}", new, text)
+    return text

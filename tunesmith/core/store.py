@@ -26,8 +26,14 @@ def cache_dir() -> Path:
     """Where converted base models and their answers are kept between projects: ~/.cache/tunesmith by default."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
-    except RuntimeError:  # a container's user may have no home
-        return Path(tempfile.gettempdir()) / "tunesmith-cache"
+    except RuntimeError:  # a container's user may have no home; what is compiled must come from nobody else
+        folder = Path(tempfile.gettempdir()) / f"tunesmith-cache-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+            raise ResourceError(
+                f"{folder} belongs to somebody else", "it would hold code that runs here", "set XDG_CACHE_HOME"
+            ) from None
+        return folder
 
 
 def write_text(path: Path, text: str) -> None:

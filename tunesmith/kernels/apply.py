@@ -90,8 +90,8 @@ def disagreement(fast: Fn, reference: Fn, problem: tuple[Any, ...], dtype: torch
     reference runs in fp32: both would round in bf16, and add their errors."""
     try:
         found, wanted = _values_and_gradients(fast, problem), _values_and_gradients(reference, _in_fp32(problem))
-    except (RuntimeError, ImportError, TypeError) as error:
-        return f"it fails here ({str(error).splitlines()[0]})"
+    except (RuntimeError, ImportError, TypeError, MemoryError) as error:
+        return f"it fails here ({_first_line(error)})"
     for name, value in found.items():
         if not _alike(value, wanted[name], dtype):
             return f"its {name} differs from plain torch"
@@ -105,9 +105,13 @@ def _difference(fast: Fn, reference: Fn, problem: tuple[Any, ...], dtype: torch.
         arguments = copy.deepcopy(problem)
         try:
             results.append(_tensors((fn(*arguments), arguments)))
-        except (RuntimeError, ImportError, TypeError) as error:
-            return f"it fails here ({str(error).splitlines()[0]})"
+        except (RuntimeError, ImportError, TypeError, MemoryError) as error:
+            return f"it fails here ({_first_line(error)})"
     return None if all(_alike(a, b, dtype) for a, b in zip(*results)) else "it differs from plain torch"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -94,6 +94,7 @@ def document_attention(
 
 def compiled_layer(backend: str = "inductor", attend: Callable[..., Tensor] = document_attention) -> Any:
     """A function with the signature of layer.layer less its first argument."""
+    torch._dynamo.config.recompile_limit = 64  # each stage and method of a project has layers of a kind of its own
     before = torch.compile(layer.before_attention, fullgraph=True, backend=backend)
     after = torch.compile(layer.after_attention, fullgraph=True, backend=backend)
 

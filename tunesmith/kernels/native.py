@@ -160,7 +160,7 @@ def attention_backward(
 
 
 def _arguments(of: Inputs) -> tuple[Any, ...]:
-    """What both directions begin with. Raises TypeError where the library would read what is not there."""
+    """What both directions begin with. Raises TypeError where dtypes or rows are not as the library takes them."""
     inputs = of.q_NC, of.k_NC, of.v_NC
     turn, past = of.turn or (None, None), tuple(x.contiguous() for x in of.past) if of.past else (None, None)
     if len({x.dtype for x in (*inputs, *turn, *past) if x is not None}) > 1:

@@ -12,14 +12,22 @@ from tunesmith.kernels.apply import Kernels
 from tunesmith.kernels.plain import Documents, Heads
 
 NAME = "tunesmith_documents"
-_BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "attention_bias")  # caps, sinks and biases of scores
+_UNHEEDED = {"dropout", "position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions"}
 Prefixes = list[tuple[Tensor, Tensor]]  # for each layer keys and values that all documents begin with, (G, S, D) each
 
 
 def register() -> None:
     """Makes NAME an `attn_implementation` of every model; it is called with `documents` and `kernels`."""
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+def _mask(*, config: Any, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> int | None:
+    """In place of a mask, how many keys back it lets a query see: attention per document makes the rest. transformers
+    says `use_vmap` where a model adds conditions of its own, and gives the size of chunks as that of a window."""
+    if use_vmap or (local_size and local_size == vars(config).get("attention_chunk_size")):
+        raise _unsupported("a mask of its own")
+    return local_size
 
 
 def _attention(
@@ -27,25 +35,33 @@ def _attention(
     q_1HTD: Tensor,
     k_1GTD: Tensor,
     v_1GTD: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: int | Tensor | None,
     *,
     documents: Documents,
     kernels: Kernels,
     prefixes: Prefixes | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature over packed documents; returns (1, T, H, D)."""
-    beyond = [name for name in _BEYOND if other.get(name) is not None]
-    if beyond or attention_mask is not None:
-        raise ModelError(
-            "this architecture's attention is not supported for packed training",
-            f"it has {' and '.join(beyond) if beyond else 'a mask of its own'}, which attention per document has not",
-            "choose another base (`tunesmith models`)",
-        )
+    """transformers' attention signature over packed documents; returns (1, T, H, D). Some layers tell their window
+    themselves, others leave it to the mask. Raises ModelError for whatever else a model asks of its attention."""
+    if beyond := [name for name, value in other.items() if value is not None and name not in _UNHEEDED]:
+        raise _unsupported(" and ".join(beyond))
+    window = sliding_window or attention_mask
+    if isinstance(window, Tensor) or is_causal is False or attention_mask not in (None, window):
+        raise _unsupported("a mask of its own")
     _, H, _, D = q_1HTD.shape
-    heads = Heads(H, k_1GTD.shape[1], D, D**-0.5 if scaling is None else scaling, sliding_window)
+    heads = Heads(H, k_1GTD.shape[1], D, D**-0.5 if scaling is None else scaling, window)
     q_TC, k_TC, v_TC = (x[0].transpose(0, 1).flatten(1) for x in (q_1HTD, k_1GTD, v_1GTD))
     past = prefixes[module.layer_idx] if prefixes else None
     return kernels.attention(q_TC, k_TC, v_TC, documents, heads, past).unflatten(1, (H, D))[None], None
+
+
+def _unsupported(what: str) -> ModelError:
+    return ModelError(
+        "this architecture's attention is not supported for packed training",
+        f"it has {what}, which attention per document has not",
+        "choose another base (`tunesmith models`)",
+    )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from peft import PeftModel, PeftType
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -34,6 +35,8 @@ _WINDOW: dict[type[nn.Module], Callable[[Any], int | None]] = {  # the layers th
 def fuse(model: nn.Module) -> list[str]:
     """Fuses the decoder layers of a model, with or without a LoRA in it; returns a note for the layers left alone."""
     restore(model)
+    if isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING:
+        return ["the layers run as the model's own modules, which is slower: each has keys and values before its own"]
     obstacles: Counter[str] = Counter()
     fused = 0
     for layer in model.modules():
@@ -63,8 +66,6 @@ def _obstacle(layer: Any) -> str | None:
         return "bottleneck adapters stand behind their feed-forward modules"
     if layer.mlp.config.hidden_act != "silu":
         return f"its feed-forward layer has {layer.mlp.config.hidden_act}"
-    if layer.self_attn.config.attention_dropout:
-        return "it has attention dropout"
     for module in _linears(layer):
         lora = type(module) is LoraLinear
         base = module.base_layer if lora else module
@@ -99,12 +100,11 @@ def _forward(
     *arguments: Any,
     documents: Documents | None = None,
     kernels: Kernels | None = None,
-    prefixes: Any = None,
     **others: Any,
 ) -> Tensor:
     """A decoder layer's forward: fused for a packed sequence, the module's own for everything else."""
-    if documents is None or kernels is None or kernels.layer is None or prefixes is not None:
-        packed = {} if documents is None else {"documents": documents, "kernels": kernels, "prefixes": prefixes}
+    if documents is None or kernels is None or kernels.layer is None:
+        packed = {} if documents is None else {"documents": documents, "kernels": kernels}
         return own_forward(hidden_states, *arguments, **packed, **others)
     cos_1TD, sin_1TD = others["position_embeddings"]
     turn = cos_1TD[0].contiguous(), sin_1TD[0].contiguous()

@@ -126,6 +126,12 @@ def _shared_beginning(parts: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) 
     return shared if len(parts) > 1 and shared >= _LEAST_SHARED else 0
 
 
+def beginnings(tokens: Tokens) -> list[int]:
+    """Of each row, how many tokens it begins with as a row in the middle does: any rows share at least the least."""
+    model = len(tokens) // 2
+    return [_shared_beginning([tokens.row(model), tokens.row(i)]) for i in range(len(tokens))]
+
+
 class Scorer(nn.Module):
     """A causal model as training sees it: a packed micro-batch in, the log-probability of each target out.
 
@@ -175,7 +181,18 @@ class Scorer(nn.Module):
 def fast(model: PreTrainedModel | PeftModel, *, fuse_layers: bool = True) -> Scorer:
     """The scorer with the fastest kernels that agree with plain torch here; its `notes` say what had to be left out."""
     kernels = choose(model.dtype, model.device, store.cache_dir() / "kernels")
-    return Scorer(model, kernels, [*kernels.notes, *(fused.fuse(model) if fuse_layers else [])])
+    return Scorer(model, kernels, [*kernels.notes, *(fused.fuse(model) if fuse_layers else []), *_dropout(model)])
+
+
+def _dropout(model: nn.Module) -> list[str]:
+    """A note where the base's own training dropped some of its activations: ours drops none."""
+    of_base = [m for name, m in model.named_modules() if isinstance(m, nn.Dropout) and "lora_" not in name]
+    share = max((module.p for module in of_base), default=0.0)
+    return (
+        [f"the base's dropout ({share:g}) is off: fine-tuning is short, and a step can be repeated exactly"]
+        if share
+        else []
+    )
 
 
 def _behind(count: int, positions_1T: Tensor, at_N: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Documents]:
@@ -227,7 +244,7 @@ def _require_rows_apart(scorer: Scorer, batch: Packed) -> None:
     ):
         raise ModelError(
             f"{type(scorer.causal).__name__} cannot be trained packed",
-            "its layers carry a state from one row to the next",
+            "its layers carry something from one row to the next: a state, or attention of their own",
             "choose another base (`tunesmith models`), and report this architecture",
         )
 

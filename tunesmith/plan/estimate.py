@@ -50,12 +50,15 @@ def base_bytes(model: dict[str, Any], precision: str, quantised: bool) -> int:
     return weight_bytes(model["parameters"] - packed, precision) + round(packed * _NF4_BYTES)
 
 
-def resident_bytes(model: dict[str, Any], precision: str, trains: Trained, quantised: bool = False) -> int:
-    """What stays in memory over a step: the base, a working copy of what is added to it, and for each parameter that
-    trains a gradient, and in fp32 the master, the summed gradient, two moments and the best state so far."""
+def resident_bytes(
+    model: dict[str, Any], precision: str, trains: Trained, *, quantised: bool, divided_by: int = 1
+) -> int:
+    """What stays in a process's memory over a step: the base, a working copy of what is added to it, and for each
+    parameter that trains a gradient, and in fp32 the master, the summed gradient, two moments and the best state so
+    far; of all that a part, where it is divided among processes."""
     state = (trains.added + trains.own) * (_BYTES[precision] + 5 * 4)
     added = weight_bytes(trains.added, precision)
-    return _PROCESS_BYTES + base_bytes(model, precision, quantised) + added + state
+    return _PROCESS_BYTES + (base_bytes(model, precision, quantised) + added + state) // divided_by
 
 
 def bytes_per_token(model: dict[str, Any], precision: str) -> int:

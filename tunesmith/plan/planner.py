@@ -61,11 +61,18 @@ def decide(
     steps = math.ceil(tokens * epochs.value / batch_tokens.value)
     values = {name: decision.value for name, decision in method.items()}
     resident = estimate.resident_bytes(
-        model, precision.value, estimate.trained(model, values, in_full), train.quantise is not None
+        model,
+        precision.value,
+        estimate.trained(model, values, in_full),
+        quantised=train.quantise is not None,
+        divided_by=train.processes if train.sharding != "none" else 1,
     )
+    room = machine.memory_bytes // (1 if machine.gpu else train.processes)  # a process has a GPU of its own
     micro = _chosen(
         train.micro_batch_tokens,
-        _micro_batch_tokens(model, precision.value, resident, batch_tokens.value, longest, machine),
+        _micro_batch_tokens(
+            estimate.bytes_per_token(model, precision.value), resident, room, batch_tokens.value, longest, machine.gpu
+        ),
     )
     evaluations = _chosen(
         train.evaluations, Decision(max(2, math.ceil(2 * epochs.value)), "twice an epoch, and at the end")
@@ -206,22 +213,23 @@ def _batch_tokens(rows: int, tokens: int) -> Decision:
 
 
 def _micro_batch_tokens(
-    model: dict[str, Any], precision: str, resident: int, batch_tokens: int, longest: int, machine: hardware.Machine
+    per_token: int, resident: int, room: int, batch_tokens: int, longest: int, gpu: bool
 ) -> Decision:
-    per_token = estimate.bytes_per_token(model, precision)
-    fits = max(0, machine.memory_bytes // 2 - resident) // per_token
-    value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[machine.gpu])))
+    """All but the tokens in bytes: those a pass takes for a token, those that stay, and those that a process has."""
+    fits = max(0, room // 2 - resident) // per_token
+    value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[gpu])))
     peak_bytes = resident + value * per_token
-    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {machine.memory_bytes / 1e9:.0f} GB, to be measured"
-    if peak_bytes > machine.memory_bytes:
+    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {room / 1e9:.0f} GB, to be measured"
+    if peak_bytes > room:
         raise ResourceError(
             f"training needs {told}",
             f"{resident / 1e9:.1f} GB are weights and optimizer state, and {value:,} tokens is the least at once: the "
             f"longest row has {longest:,}",
             "choose a smaller model (`tunesmith models`) or a method that trains fewer weights (`train.method: lora`, "
-            "`train.quantise: nf4`), lower data.format.max_tokens, or use a larger machine",
+            "`train.quantise: nf4`), lower data.format.max_tokens, or use a larger machine, or several GPUs that "
+            "divide the model (`train.processes`, `train.sharding`)",
         )
-    crowded = peak_bytes > machine.memory_bytes // 2
+    crowded = peak_bytes > room // 2
     return Decision(value, told + (": more than half, since the longest row needs it" if crowded else ""))
 
 

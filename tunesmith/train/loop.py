@@ -187,8 +187,8 @@ class Run:
         say(f"warning: {told}. Nothing else changes: the optimizer's steps hold the same rows.")
 
     def fit(self, tokens: Tokens, steps: list[list[int]], read: list[tuple[Tokens, list[int]]]) -> memory.Forecast:
-        """Measures what the run will take, before its first step, and makes micro-batches as small as need be. `read`
-        are rows that evaluations will read, those of each in passes of their own."""
+        """Measures what the run will take, before the next of `steps`, and makes micro-batches as small as need be.
+        `read` are rows that evaluations will read, those of each in passes of their own."""
 
         def rehearsal(rows: list[int], summed: bool) -> memory.Rehearsal:
             def one_pass() -> None:
@@ -206,19 +206,29 @@ class Run:
                 found = memory.Rehearsal(0, memory.NOT_ENOUGH, 0)
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
+        exact_bytes = self.master.exact_bytes // self.processes.divided_by
         found = memory.forecast(
             rehearsal,
             tokens,
             [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)],
             self.outcome.micro_batch_tokens,
             read=read,
-            exact_bytes=self.master.exact_bytes // self.processes.divided_by,
-            limit_bytes=min(self.processes.gather(memory.limit_bytes(self.processes.count))),
+            gradient_bytes=exact_bytes,
+            pending_bytes=0 if self.optimizer.state else 2 * exact_bytes,  # its moments, which the first step makes
+            limit_bytes=self._limit_bytes(),
         )
         self.outcome.micro_batch_tokens = found.micro_batch_tokens
         self.outcome.forecast_bytes, self.outcome.token_bytes = found.peak_bytes, found.token_bytes
         memory.reset_peak()
         return found
+
+    def fits(self) -> bool:
+        """Whether the peak that was forecast is still within what there is."""
+        return (self.outcome.forecast_bytes or 0) <= self._limit_bytes()
+
+    def _limit_bytes(self) -> int:
+        """What the process may hold that may hold least."""
+        return min(self.processes.gather(memory.limit_bytes(self.processes.count)))
 
     def state(self) -> checkpoint.State:
         """The run as it stands; its tensors are the live ones, to be written before the next step."""
@@ -297,13 +307,13 @@ def train(
         if outcome.stopped_early:
             say(watch.early_stop(run.seen, outcome.steps, course))
 
-    if not outcome.steps:
-        _tell_memory(run.fit(rows, steps, [(validation, read) for read, _ in readings]), log)
-        if checks:
-            evaluate()
+    if not outcome.finished and not (outcome.steps and run.fits()):
+        found = run.fit(rows, steps[outcome.steps :], [(validation, read) for read, _ in readings])
+        _tell_memory(outcome.steps, found, log)
+    if checks and not outcome.steps:
+        evaluate()
     while not outcome.finished:
-        started = time.perf_counter()
-        number = outcome.steps + 1
+        number, started = outcome.steps + 1, time.perf_counter()
         rate = settings.learning_rate * schedule(number, len(steps), settings.warmup)
         done = run.over(rows, steps[number - 1], learn=True)
         processes.add_gradients(run.master.exact)
@@ -346,9 +356,9 @@ def _validate(run: Run, validation: Tokens, readings: list[tuple[list[int], Obje
     return {f"validation_{name}": value for name, value in figures.items()}
 
 
-def _tell_memory(found: memory.Forecast, log: Log) -> None:
+def _tell_memory(step: int, found: memory.Forecast, log: Log) -> None:
     say(f"  memory              {found.peak_bytes / 1e9:>6.2f} GB  {found.reason}")
-    log({"step": 0, "micro_batch_tokens": found.micro_batch_tokens, "forecast_bytes": found.peak_bytes})
+    log({"step": step, "micro_batch_tokens": found.micro_batch_tokens, "forecast_bytes": found.peak_bytes})
 
 
 def _course(settings: Settings, steps: int) -> watch.Course:

@@ -20,13 +20,12 @@ import torch
 
 from tunesmith.core import hardware
 from tunesmith.core.errors import ResourceError
-from tunesmith.models.packed import Tokens, pack
+from tunesmith.models.packed import Tokens, beginnings, pack, rounded
 from tunesmith.train.batches import micro_batches
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
 MARGIN = 1.04  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
 NEAR = 0.98  # of the forecast: what would come past it gives free memory back to the system first
-CANDIDATES = 16  # micro-batches whose shared beginnings are looked at, to find the heaviest
 LOOKED_AT = 512  # micro-batches whose sizes are counted
 NOT_ENOUGH = sys.maxsize
 
@@ -118,17 +117,17 @@ def forecast(
     wanted: int,
     *,
     read: list[tuple[Tokens, Rows]],
-    exact_bytes: int,
+    gradient_bytes: int,
+    pending_bytes: int,
     limit_bytes: int,
 ) -> Forecast:
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
     those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. The rows to `read` only go
-    forward, before the first step. `exact_bytes` are those of what trains, in fp32: the optimizer will allocate twice
-    as many. Raises ResourceError where the longest row alone is too much.
+    forward, before the first step. `gradient_bytes` are those of the summed gradients, `pending_bytes` what the
+    optimizer will yet allocate. Raises ResourceError where the longest row alone is too much.
     """
-    pending_bytes = 2 * exact_bytes
     longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
     one, length = packed_tokens(tokens, longest), tokens.lengths[longest[0]]
     alone = rehearsal(longest, False)
@@ -144,8 +143,8 @@ def forecast(
         smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
         if smallest or expected + pending_bytes <= limit_bytes:
             forward = {count for of, rows in read for count in _sizes(of, rows, size)}
-            gradients = exact_bytes if summed else 0
-            peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, forward, gradients)
+            sums = gradient_bytes if summed else 0
+            peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, forward, sums)
             peak += pending_bytes
             if peak <= limit_bytes:
                 break
@@ -217,9 +216,23 @@ def packed_tokens(tokens: Tokens, rows: Rows) -> int:
 
 
 def _heaviest(tokens: Tokens, batches: list[Rows]) -> Rows:
-    """The micro-batch with most tokens. Beginnings that rows share are looked at where it matters."""
-    longest = sorted(batches, key=lambda rows: sum(tokens.lengths[i] for i in rows))[-CANDIDATES:]
-    return max(longest, key=lambda rows: packed_tokens(tokens, rows))
+    """The micro-batch with most tokens, counting once what its rows begin with.
+
+    Most data sets have a beginning that nearly all rows share. What a micro-batch saves by that much is quickly known,
+    and with it the most tokens that it can have: batches are looked at from there down, until none can have more.
+    """
+    alike = beginnings(tokens)
+
+    def at_most(rows: Rows) -> int:
+        return rounded(sum(tokens.lengths[i] for i in rows) - (len(rows) - 1) * min(alike[i] for i in rows))
+
+    heaviest, most = batches[0], 0
+    for rows in sorted(batches, key=at_most, reverse=True):
+        if at_most(rows) <= most:
+            break
+        if (count := packed_tokens(tokens, rows)) > most:
+            heaviest, most = rows, count
+    return heaviest
 
 
 def limit_bytes(processes: int) -> int:

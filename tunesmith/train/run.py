@@ -68,8 +68,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     whole_model = partial(_whole_model, scorer, base.folder, chosen, processes)
     store.require_space(out, 2 * methods.bytes_on_disk(scorer.model), "the tuned model")
     placed = {"threads": threads, "binding": hardware.binding()}
-    for note in (*processes.notes, *scorer.notes, *map(_line, placed, placed.values())):
-        say(f"  {note}")
+    _tell([*processes.notes, *scorer.notes], placed)
     resume.announce(saved, made_with := resume.made_with(threads.value, scorer.notes))
     try:
         with (
@@ -88,6 +87,8 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
                 left = _leave_what_is_good(fault, kept, whole_model, base.hub, out)
                 fault.next += f"; {left} in output/failed/{kept.name}"
         raise
+    if (signal := processes.agree(asked)) is not None:  # after the last step, while trackers finished
+        raise interrupt.Interrupted(signal)
     if not processes.first:
         return {}
     shutil.copyfile(kept / "metrics.jsonl", out / "metrics.jsonl")
@@ -105,9 +106,12 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     }
 
 
-def _line(name: str, decision: Decision) -> str:
-    """As the planner shows its own."""
-    return f"{name:<19} {decision.value!s:>9}  {decision.reason}"
+def _tell(notes: list[str], placed: dict[str, Decision]) -> None:
+    """Notes, and decisions as the planner shows its own."""
+    for note in notes:
+        say(f"  {note}")
+    for name, decision in placed.items():
+        say(f"  {name:<19} {decision.value!s:>9}  {decision.reason}")
 
 
 def _chosen(plan: Artifact) -> dict[str, Any]:

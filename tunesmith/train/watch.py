@@ -128,7 +128,7 @@ def _remember_evaluation(seen: Seen, validation_loss: float, step: int) -> None:
 
 
 def _not_a_number(entry: Entry, course: Course) -> Fault | None:
-    """A loss, gradient or validation loss that is infinite or not a number: no weights come back from that."""
+    """A loss, gradient or validation loss that is infinite or not a number: nothing more is learnt from there on."""
     names = {"loss": "loss", "gradient_norm": "gradient", "validation_loss": "validation loss"}
     broken = [name for key, name in names.items() if key in entry and not math.isfinite(entry[key])]
     if not broken:
