@@ -20,7 +20,7 @@ import typer
 from training import report
 from training.report import RESULTS
 from training.runs import measure
-from training.workload import circumstances, prepare
+from training.workload import Plan, circumstances, prepare
 
 from tunesmith.core import store
 from tunesmith.core.errors import UserError
@@ -52,7 +52,7 @@ def main(
     out = results.parent / "output" / "memory"
     shutil.rmtree(out, ignore_errors=True)
     try:
-        workload = prepare(out, tokens, 1, 0, full=True)
+        workload = prepare(out, tokens, Plan(steps=1, warmup=0), full=True)
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

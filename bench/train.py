@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from training import compare, curve, ladder, report, search
 from training.report import RESULTS
 from training.rival import Rival
 from training.runs import RunFailed
-from training.workload import Workload, circumstances, prepare
+from training.workload import Plan, Workload, circumstances, prepare
 
 from tunesmith.core import hardware, store
 from tunesmith.core.errors import UserError
@@ -44,20 +44,20 @@ def main(
     if threads.value < hardware.cores():
         say(f"warning: {threads.reason}; what is measured now is worth little")
 
-    def workload(name: str, usual_steps: int, warmup: int) -> Workload:
+    def workload(name: str, plan: Plan) -> Workload:
         out = results.parent / "output" / f"{name}-{_method(full)}"
         shutil.rmtree(out, ignore_errors=True)
-        return prepare(out, tokens, steps or usual_steps, warmup, full)
+        return prepare(out, tokens, replace(plan, steps=steps or plan.steps), full)
 
     try:
         if find:
-            found = _search(workload("search", 4, 1), results)
+            found = _search(workload("search", Plan(4, warmup=1)), results)
         elif losses:
-            found = _curve(workload("curve", 100, 0), losses, results)
+            found = _curve(workload("curve", Plan(100, warmup=0)), losses, results)
         elif quick:
-            found = _compare(workload("quick", 3, 1), 2, results, quick=True)
+            found = _compare(workload("quick", Plan(3, warmup=1)), 2, results, quick=True)
         else:
-            found = _compare(workload("compare", 8, 2), pairs, results, quick=False)
+            found = _compare(workload("compare", Plan(5, warmup=2, passes=2)), pairs, results, quick=False)
     except (UserError, RunFailed) as error:
         say(str(error))
         raise typer.Exit(1) from None
@@ -72,7 +72,7 @@ def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> 
     tuned = _tuned(results, workload.full)
     measured = compare.pairs(workload, number, tuned, say)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
-    found |= _curve_losses(results, found)
+    found |= _losses(workload, results, found, quick)
     if not quick:
         found["profile"] = workload.profile()
     if not quick and not workload.full:
@@ -130,14 +130,20 @@ def _tuned(results: Path, full: bool) -> Rival:
     return Rival(**winner["rival"])
 
 
-def _curve_losses(results: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The longer comparison of losses, where `--curve` made one with this very engine."""
+def _losses(workload: Workload, results: Path, found: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """How far the losses lie apart where both sides compute alike: as `--curve` found it, where it did with this very
+    engine, else in runs of the timed steps; a quick comparison makes none. (The runs that are compared in speed are in
+    precisions of their own.)"""
+    keys = ("max_loss_difference", "noise_band", "loss_steps")
     path = results / f"curve-{found['method']}-bf16.json"
     kept = store.read_json(path) if path.is_file() else {"engine": None}
-    if kept["engine"] != found["engine"]:
-        return {"losses_from": "the runs above; `--curve` compares more steps"}
-    keys = ("max_loss_difference", "noise_band", "loss_steps")
-    return {**{key: kept[key] for key in keys}, "losses_from": path.name}
+    if kept["engine"] == found["engine"]:
+        return {**{key: kept[key] for key in keys}, "losses_from": path.name}
+    if quick:
+        return {**dict.fromkeys(keys), "losses_from": "`--curve bf16` was not run with this engine"}
+    say("losses, in runs that compute alike")
+    short = curve.curve(replace(workload, passes=1), "bf16")
+    return {**{key: short[key] for key in keys}, "losses_from": "runs of these steps; `--curve bf16` takes more"}
 
 
 def _said(run: Any) -> Any:

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 
 from training import roofline
-from training.curve import compared
 from training.ours import Engine
-from training.ratios import Ratio, ratio
+from training.ratios import Ratio, intervals, ratio
 from training.rival import Rival
 from training.runs import Run, measure
 from training.workload import Workload
 
 SIDES = ("ours", "documented", "tuned")
 DOCUMENTED = Rival()
-PASSES = 3  # over the timed steps, by the fastest side
 
 
 @dataclass
@@ -31,18 +29,14 @@ class Measured:
 
 
 def pairs(workload: Workload, number: int, tuned: Rival, say: Callable[[str], None]) -> Measured:
-    """Each side once per pair, in an order drawn anew. Every second documented run has the rows of its steps the other
-    way round: as fast, and so TRL's own noise costs no further run."""
+    """Each side once per pair, in an order drawn anew."""
     draw = np.random.default_rng(0)
     found = Measured({side: [] for side in SIDES}, [])
     for pair in range(number):
         found.gemm.append(gemm_rate(workload))
         for side in draw.permutation(SIDES).tolist():
-            if side == "ours":
-                run = workload.ours(Engine(passes=PASSES))
-            else:
-                rival = DOCUMENTED if side == "documented" else tuned
-                run = workload.rival(rival, side, backwards=side == "documented" and pair % 2 == 1)
+            rival = DOCUMENTED if side == "documented" else tuned
+            run = workload.ours(Engine()) if side == "ours" else workload.rival(rival, side)
             found.runs[side].append(run)
             speed, gigabytes = run.tokens_per_second, run.peak_bytes / 1e9
             say(f"pair {pair + 1} of {number}  {side:<11}{speed:7.1f} tokens/s  {gigabytes:5.2f} GB")
@@ -55,7 +49,6 @@ def figures(workload: Workload, found: Measured, tuned: Rival) -> dict[str, Any]
     speed = {side: [run.tokens_per_second for run in runs[side]] for side in SIDES}
     peak = {side: [float(run.peak_bytes) for run in runs[side]] for side in SIDES}
     flops = roofline.flops_per_token(roofline.shape(workload.base), facts, workload.full)
-    losses = compared(runs["ours"][0], runs["documented"][0], runs["documented"][1::2])
     ours = statistics.median(speed["ours"])
     return {
         "method": "full" if workload.full else "lora",
@@ -68,12 +61,11 @@ def figures(workload: Workload, found: Measured, tuned: Rival) -> dict[str, Any]
         "peak_gb_since_training_began": {side: _gb([run.training_peak_bytes for run in runs[side]]) for side in SIDES},
         "seconds_to_first_step": {side: _median(run.seconds_to_first_step for run in runs[side]) for side in SIDES},
         "seconds_to_first_loss": {side: _median(run.seconds_to_first_loss for run in runs[side]) for side in SIDES},
-        "max_loss_difference": losses.max_difference,
-        "noise_band": losses.noise_band,
-        "loss_steps": losses.steps,
         "roofline_fraction": round(ours * flops / gemm, 4),
         "gemm_flops_per_second": {"median": gemm, "lowest": min(found.gemm), "highest": max(found.gemm)},
         "flops_per_token": flops,
+        "intervals": intervals(len(speed["ours"])),
+        "passes": workload.passes,
         "rows": facts,
         "threads": {side: runs[side][0].facts["threads"] for side in SIDES},
         "stolen_share": max(run.facts["stolen_share"] or 0.0 for side in SIDES for run in runs[side]),

@@ -31,8 +31,6 @@ class Engine:
     compiled: bool = True
     shared_beginning: bool = True
     short_spins: bool = True
-    passes: int = 1
-    """How often the timed steps are repeated: a faster side may measure longer."""
 
 
 def main() -> None:
@@ -67,7 +65,7 @@ class Training:
         if not engine.shared_beginning:  # what rows have in common is repeated in each of them: a rung of the ladder
             loop.pack = memory.pack = partial(packed.pack, share=False)
         self.learning_rate = job.learning_rate
-        self.steps = job.order[: job.warmup] + job.order[job.warmup :] * engine.passes
+        self.steps = job.order
         self.tokens = packed.Tokens(Path(job.rows), "train")
         scorer = _scorer(job, engine)
         packed.require_same_loss(scorer, self.tokens)

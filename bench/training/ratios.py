@@ -8,20 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 
 _RESAMPLES = 10_000
+ENOUGH = 5  # pairs; of fewer, an interval would claim more than there is
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median over pairs, and the bounds of its 95 % interval by the percentile bootstrap over pairs."""
+    """The median over pairs, and the bounds of its 95 % interval by the percentile bootstrap over pairs; with fewer
+    than ENOUGH pairs, the lowest and the highest."""
 
     median: float
     low: float
     high: float
 
 
+def intervals(pairs: int) -> str:
+    """What the bounds of a ratio are with so many pairs."""
+    return "95 % intervals of a bootstrap over pairs" if pairs >= ENOUGH else "the lowest and the highest"
+
+
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     """Of two runs in the same pair, pair by pair: what both met (heat, neighbours) cancels."""
     ratios_P = np.asarray(above) / np.asarray(below)
+    if len(ratios_P) < ENOUGH:
+        return Ratio(float(np.median(ratios_P)), float(ratios_P.min()), float(ratios_P.max()))
     drawn_BP = np.random.default_rng(0).choice(ratios_P, (_RESAMPLES, len(ratios_P)))
     low, high = np.percentile(np.median(drawn_BP, axis=1), [2.5, 97.5])
     return Ratio(float(np.median(ratios_P)), float(low), float(high))

@@ -28,13 +28,24 @@ _NUMBER = count(1)
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Optimizer steps that are timed, those before them that are not, and how often each run takes the timed ones."""
+
+    steps: int
+    warmup: int
+    passes: int = 1
+
+
+@dataclass(frozen=True)
 class Workload:
-    """One set of rows, for both sides. Each run keeps its request, log and answer in a folder of its own in `out`."""
+    """One set of rows, for both sides, whose timed steps every run takes `passes` times. Each run keeps its request,
+    log and answer in a folder of its own in `out`."""
 
     base: Path
     tokens: Path
     adapter: Path | None
     schedule: rows.Schedule
+    passes: int
     out: Path
 
     @property
@@ -46,20 +57,15 @@ class Workload:
 
     def ours(self, engine: Engine, name: str = "ours", *, known: bool = False) -> Run:
         """`known` steps were taken once before they are timed: no size of pass is new to any library."""
-        order, warmup = self.schedule.mixed, self.schedule.warmup
-        if known:
-            order, warmup = order + order[warmup:], len(order)
-        return self._run(name, "ours", engine, order, warmup)
+        return self._run(name, "ours", engine, self.schedule.mixed, known)
 
     def rival(self, rival: Rival, name: str, *, backwards: bool = False, limit_seconds: float | None = None) -> Run:
         """`backwards` turns the rows of each step round: the same mathematics, other rounding. What compiles meets the
         timed steps once before they are timed."""
-        order, warmup = self.schedule.grouped if rival.grouped else self.schedule.mixed, self.schedule.warmup
+        order = self.schedule.grouped if rival.grouped else self.schedule.mixed
         if backwards:
             order = [step[::-1] for step in order]
-        if rival.compiled:
-            order, warmup = order + order[warmup:], len(order)
-        return self._run(name, "rival", rival, order, warmup, limit_seconds)
+        return self._run(name, "rival", rival, order, rival.compiled, limit_seconds)
 
     def profile(self) -> dict[str, Any]:
         """Where the time of our own steps goes."""
@@ -72,9 +78,13 @@ class Workload:
         side: str,
         settings: Engine | Rival,
         order: list[list[int]],
-        warmup: int,
+        known: bool,
         limit_seconds: float | None = None,
     ) -> Run:
+        untimed, timed = order[: self.schedule.warmup], order[self.schedule.warmup :]
+        if known:
+            untimed = untimed + timed
+        order, warmup = untimed + timed * self.passes, len(untimed)
         job = self._job(name, side, settings, order, warmup)
         return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
 
@@ -91,7 +101,7 @@ class Workload:
         )
 
 
-def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, full: bool) -> Workload:
+def prepare(out: Path, tokens: Path | None, plan: Plan, full: bool) -> Workload:
     """Tokenises the rows into `out`, unless `tokens` is a folder with tokenised ones, and writes the adapter."""
     out, base = out.resolve(), bases.fetch(MODEL, Path()).folder
     assert base is not None
@@ -101,8 +111,8 @@ def prepare(out: Path, tokens: Path | None, steps: int, warmup: int, full: bool)
     adapter = None if full else out / "adapter"
     if adapter:
         rows.initial_adapter(base, adapter, seed=0)
-    schedule = rows.schedule(Tokens(tokens, "train").lengths, steps, warmup, ROWS, seed=0)
-    return Workload(base, tokens.resolve(), adapter, schedule, out / "runs")
+    schedule = rows.schedule(Tokens(tokens, "train").lengths, plan.steps, plan.warmup, ROWS, seed=0)
+    return Workload(base, tokens.resolve(), adapter, schedule, plan.passes, out / "runs")
 
 
 def _data() -> Path:
