@@ -65,7 +65,7 @@ class Training:
         if not engine.shared_beginning:  # what rows have in common is repeated in each of them: a rung of the ladder
             loop.pack = memory.pack = partial(packed.pack, share=False)
         self.learning_rate = job.learning_rate
-        self.steps = job.order
+        self.steps = job.steps
         self.tokens = packed.Tokens(Path(job.rows), "train")
         scorer = _scorer(job, engine)
         packed.require_same_loss(scorer, self.tokens)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 _RESAMPLES = 10_000
-ENOUGH = 5  # pairs; of fewer, an interval would claim more than there is
+ENOUGH = 6  # pairs; of fewer, the lowest and the highest are all that a bootstrap can tell
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median over pairs, and the bounds of its 95 % interval by the percentile bootstrap over pairs; with fewer
-    than ENOUGH pairs, the lowest and the highest."""
+    """The median over pairs, and the bounds of its 95 % interval by the percentile bootstrap over pairs. With fewer
+    than ENOUGH pairs these are the lowest and the highest, which hold the median in 15 cases of 16 for five pairs."""
 
     median: float
     low: float
@@ -23,7 +23,9 @@ class Ratio:
 
 def intervals(pairs: int) -> str:
     """What the bounds of a ratio are with so many pairs."""
-    return "95 % intervals of a bootstrap over pairs" if pairs >= ENOUGH else "the lowest and the highest"
+    if pairs >= ENOUGH:
+        return "95 % intervals of a bootstrap over pairs"
+    return f"the lowest and the highest, which hold the median with {1 - 2 * 0.5**pairs:.0%}"
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:

@@ -150,18 +150,18 @@ def _arguments(job: Job, rival: Rival, packs: int | None) -> Any:
 
 
 def _dataset(job: Job, rival: Rival, tokens: Tokens, packs: int | None) -> Dataset:
-    """The rows in the job's order. TRL's own packer packs warm-up and timed rows by themselves; warm-up packs are
-    repeated or left out until they make whole steps."""
+    """The rows in the job's order. TRL's own packer packs warm-up and timed rows by themselves, and the timed ones once
+    for all passes; warm-up packs are repeated or left out until they make whole steps."""
     from datasets import Dataset, concatenate_datasets
     from trl import pack_dataset
 
     warm, timed = (_examples(part, tokens) for part in (job.order[: job.warmup], job.order[job.warmup :]))
     if not packs:
-        return Dataset.from_list(warm + timed)
+        return Dataset.from_list(warm + timed * job.passes)
     parts = [pack_dataset(Dataset.from_list(part), rival.pack_tokens) for part in (warm, timed) if part]
     if warm:
         parts[0] = parts[0].select([i % len(parts[0]) for i in range(job.warmup * packs)])
-    return concatenate_datasets(parts)
+    return concatenate_datasets([*parts[:-1], *[parts[-1]] * job.passes])
 
 
 def _examples(order: list[list[int]], tokens: Tokens) -> list[Example]:
@@ -174,9 +174,9 @@ def _examples(order: list[list[int]], tokens: Tokens) -> list[Example]:
 
 
 def _require_same_rows(dataset: Dataset, job: Job, tokens: Tokens) -> None:
-    """What TRL made of the rows still has our ids and labels: in our order, or, in packs, each timed row once."""
+    """What TRL made of the rows still has our ids and labels: in our order, or, in packs, each timed row as often."""
     found = [row for example in dataset for row in _rows(example)]
-    wanted = [(example["input_ids"], example["labels"]) for example in _examples(job.order, tokens)]
+    wanted = [(example["input_ids"], example["labels"]) for example in _examples(job.steps, tokens)]
     if "seq_lengths" in dataset.column_names:
         wanted = sorted(wanted[job.warmup * len(job.order[0]) :])
         found = sorted(found[-len(wanted) :])

@@ -18,8 +18,9 @@ BENCH = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is told. `order` holds the rows of each optimizer step; the first `warmup` steps are not timed.
-    `settings` are those of the side: `ours.Engine` or `rival.Rival`. Without an adapter all weights are trained."""
+    """What a run is told. `order` holds the rows of each optimizer step; the first `warmup` steps are not timed, the
+    others are taken `passes` times. `settings` are those of the side: `ours.Engine` or `rival.Rival`. Without an
+    adapter all weights are trained."""
 
     name: str
     side: str
@@ -28,10 +29,16 @@ class Job:
     adapter: str | None
     order: list[list[int]]
     warmup: int
+    passes: int
     settings: dict[str, Any]
     learning_rate: float = 2e-4
     seed: int = 0
     launched: float = 0.0
+
+    @property
+    def steps(self) -> list[list[int]]:
+        """The rows of all steps, as often as they are taken."""
+        return self.order[: self.warmup] + self.order[self.warmup :] * self.passes
 
 
 @dataclass(frozen=True)

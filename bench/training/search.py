@@ -54,7 +54,8 @@ class Trial:
 
     @property
     def speed(self) -> float:
-        return statistics.median(self.tokens_per_second) if self.tokens_per_second else 0.0
+        failed = self.failure or not self.tokens_per_second
+        return 0.0 if failed else statistics.median(self.tokens_per_second)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.rival.name, **asdict(self), "median_tokens_per_second": self.speed}

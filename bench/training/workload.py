@@ -59,17 +59,25 @@ class Workload:
         """`known` steps were taken once before they are timed: no size of pass is new to any library."""
         return self._run(name, "ours", engine, self.schedule.mixed, known)
 
-    def rival(self, rival: Rival, name: str, *, backwards: bool = False, limit_seconds: float | None = None) -> Run:
-        """`backwards` turns the rows of each step round: the same mathematics, other rounding. What compiles meets the
-        timed steps once before they are timed."""
+    def rival(
+        self,
+        rival: Rival,
+        name: str,
+        *,
+        known: bool = False,
+        backwards: bool = False,
+        limit_seconds: float | None = None,
+    ) -> Run:
+        """`backwards` turns the rows of each step round: the same mathematics, other rounding. What compiles always
+        meets the timed steps once before they are timed."""
         order = self.schedule.grouped if rival.grouped else self.schedule.mixed
         if backwards:
             order = [step[::-1] for step in order]
-        return self._run(name, "rival", rival, order, rival.compiled, limit_seconds)
+        return self._run(name, "rival", rival, order, known or rival.compiled, limit_seconds)
 
     def profile(self) -> dict[str, Any]:
         """Where the time of our own steps goes."""
-        job = self._job("profile", "profile", Engine(), self.schedule.mixed, self.schedule.warmup)
+        job = self._job("profile", "profile", Engine(), self.schedule.mixed, self.schedule.warmup, passes=1)
         return measure("profile", asdict(job), self.out / "profile")
 
     def _run(
@@ -84,11 +92,12 @@ class Workload:
         untimed, timed = order[: self.schedule.warmup], order[self.schedule.warmup :]
         if known:
             untimed = untimed + timed
-        order, warmup = untimed + timed * self.passes, len(untimed)
-        job = self._job(name, side, settings, order, warmup)
+        job = self._job(name, side, settings, untimed + timed, len(untimed), self.passes)
         return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
 
-    def _job(self, name: str, side: str, settings: Engine | Rival, order: list[list[int]], warmup: int) -> Job:
+    def _job(
+        self, name: str, side: str, settings: Engine | Rival, order: list[list[int]], warmup: int, passes: int
+    ) -> Job:
         return Job(
             name=name,
             side=side,
@@ -97,6 +106,7 @@ class Workload:
             adapter=str(self.adapter) if self.adapter else None,
             order=order,
             warmup=warmup,
+            passes=passes,
             settings=asdict(settings),
         )
 

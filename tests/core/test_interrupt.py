@@ -43,6 +43,25 @@ def test_the_first_signal_only_asks_and_the_second_ends(capfd: pytest.CaptureFix
         assert stop.value.number == signal.SIGINT
 
 
+def test_a_signal_that_comes_too_late_ends_the_program_after_the_step() -> None:
+    interrupt.install()
+    done = []
+    with pytest.raises(Interrupted) as stop:
+        work(done)
+    assert done == ["trained", "published"]
+    assert stop.value.number == signal.SIGINT
+    with interrupt.late():
+        done.append("the next step")
+
+
+def work(done: list[str]) -> None:
+    with interrupt.late():
+        with interrupt.deferred("saving"):
+            done.append("trained")
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append("published")
+
+
 def test_afterwards_signals_are_as_they_were() -> None:
     interrupt.install()
     before = signal.getsignal(signal.SIGINT)

@@ -197,8 +197,20 @@ def test_what_attention_per_document_lacks_is_named(what: str) -> None:
 
 
 def test_dropout_of_the_base_is_told_to_be_off() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=4)).eval()
-    assert "the base's dropout (0.1) is off" in packed.fast(model).notes[-1]
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=4)).eval()
+    assert "the base's dropout is off (resid_pdrop 0.1, embd_pdrop 0.1, attn_pdrop 0.1)" in packed.fast(gpt2).notes[-1]
+    llama = LlamaForCausalLM(LlamaConfig(**GROUPED, attention_dropout=0.2)).eval()
+    assert "(attention_dropout 0.2)" in packed.fast(llama).notes[-1]
+    assert "forward" in vars(llama.model.layers[0])  # and its layers are fused
+
+
+def test_a_model_that_keeps_its_attention_to_itself_is_refused() -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    attention.register()
+    model = FalconForCausalLM(FalconConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+    with pytest.raises(ModelError, match="cannot be trained packed"):
+        packed.require_same_loss(packed.fast(model.eval()), Rows())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

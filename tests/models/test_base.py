@@ -143,5 +143,5 @@ def test_a_user_without_a_home_has_a_cache_of_his_own(monkeypatch: pytest.Monkey
     assert folder.stat().st_mode & 0o077 == 0
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(ResourceError, match="somebody else"):
+    with pytest.raises(ResourceError, match="yours alone"):
         store.cache_dir()

@@ -152,13 +152,16 @@ def test_a_forward_pass_fits_memory_and_the_longest_row() -> None:
     assert tight < roomy <= 4096
 
 
-def test_gpus_that_divide_a_model_need_not_hold_it_each() -> None:
+def test_gpus_that_divide_a_model_need_not_train_it_each() -> None:
     gpu, full = Machine(16, 80 << 30, True, "a GPU", gpu=True), {"method": "full", "epochs": 1.0}
     with pytest.raises(ResourceError, match="training needs"):
         decide(Train(**full), LARGE, data(), gpu)
     with pytest.raises(ResourceError, match="training needs"):
         decide(Train(**full, processes=4), LARGE, data(), gpu)  # each would hold the whole
-    assert decide(Train(**full, processes=4, sharding="fsdp2"), LARGE, data(), gpu)["micro_batch_tokens"].value
+    divided = Train(**full, processes=4, sharding="fsdp2")
+    assert decide(divided, LARGE, data(), gpu)["micro_batch_tokens"].value
+    with pytest.raises(ResourceError, match="training needs"):
+        decide(divided, LARGE, data(), Machine(16, 16 << 30, True, "a GPU", gpu=True))  # each loads it whole first
 
 
 def test_processes_on_one_machine_share_its_memory() -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from tunesmith.train.batches import micro_batches
 from tunesmith.train.memory import Rehearsal
 from tunesmith.train.objectives import sft
 
+T = TypeVar("T")
 REST, TOKEN, EXACT = 1_000_000, 1_000, 25_000
 SETTINGS = loop.Settings(
     learning_rate=1e-2, epochs=1.0, batch_tokens=1200, micro_batch_tokens=1200, evaluations=1, patience=None,
@@ -143,12 +144,19 @@ def test_only_what_allocations_raise_is_taken_for_a_lack_of_memory() -> None:
 
 def test_a_pass_of_a_new_size_runs_in_a_thread_of_its_own() -> None:
     heap, here = memory.Heap(int), threading.get_ident()
-    assert heap.run(threading.get_ident, (64, True), None) != here
-    assert heap.run(threading.get_ident, (64, True), None) == here
-    assert heap.run(threading.get_ident, (64, False), None) != here
-    assert heap.run(torch.get_num_threads, (96, True), None) == torch.get_num_threads()
+    assert placed(heap, threading.get_ident, (64, True)) != here
+    assert placed(heap, threading.get_ident, (64, True)) == here
+    assert placed(heap, threading.get_ident, (64, False)) != here
+    assert placed(heap, torch.get_num_threads, (96, True)) == torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):
-        heap.run(lambda: 1 // 0, (128, True), None)
+        placed(heap, lambda: 1 // 0, (128, True))
+
+
+def placed(
+    heap: memory.Heap, one_pass: Callable[[], T], size: tuple[int, bool], forecast: memory.Forecast | None = None
+) -> T:
+    with heap.place(size, forecast) as run:
+        return run(one_pass)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +178,11 @@ def test_free_memory_goes_back_before_a_pass_that_would_come_too_near(
     heap, expected = memory.Heap(lambda: held[0]), memory.Forecast(400, 1000, 1.0)
     monkeypatch.setattr(memory.hardware, "resident_bytes", lambda: 0)
     for size in (tokens, 100, 100):
-        heap.run(int, (size, True), expected)
+        placed(heap, int, (size, True), expected)
     monkeypatch.setattr(memory.hardware, "resident_bytes", lambda: resident)
     monkeypatch.setattr(memory.hardware, "give_memory_back", lambda: given.append(resident))
     held[0] = gradients
-    heap.run(int, (tokens, True), expected)
+    placed(heap, int, (tokens, True), expected)
     assert bool(given) == given_back
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,6 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of speed when it is imported, by PEFT, unasked
 
 _PLAIN_SECONDS = 15.0  # between two lines in a pipe
 

@@ -57,6 +57,11 @@ def settings_named(names: dict[str, str]) -> Iterator[None]:
         _NAMES.reset(token)
 
 
+def settings_names() -> dict[str, str]:
+    """The names that hold here, for another process."""
+    return dict(_NAMES.get())
+
+
 def _renamed(text: str) -> str:
     for old, new in _NAMES.get():
         text = re.sub(rf"(?<![\w.]){re.escape(old)}", new, text)

@@ -1,7 +1,8 @@
 """Ctrl-C, and the SIGTERM that schedulers send before they kill.
 
 Between steps of work a signal ends the program at once. Work that can be saved runs under `deferred`: the first signal
-only asks, so that the work can come to a good end; the second one ends at once after all.
+only asks, so that the work can come to a good end; the second one ends at once after all. If the work was at its end
+already, the step that it belongs to is finished first (`late`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import FrameType
 Asked = Callable[[], int | None]  # the signal that asked for an end, if one did
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_late: list[int] = []  # a signal that asked for an end when there was nothing more to save
 
 
 class Interrupted(BaseException):
@@ -61,6 +63,16 @@ def deferred(told: str) -> Iterator[Asked]:
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield lambda: asked[0] if asked else None
+        _late[:] = asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def late() -> Iterator[None]:
+    """A signal that `deferred` work within it could not heed any more ends the program when the block is done."""
+    _late.clear()
+    yield
+    if _late:
+        raise Interrupted(_late[0])

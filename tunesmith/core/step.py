@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tunesmith.core import store, unfinished
+from tunesmith.core import interrupt, store, unfinished
 from tunesmith.core.errors import ResourceError, UserError
 
 State = Literal["done", "ran", "to run"]
@@ -100,7 +100,8 @@ class Steps:
         elif self.look:
             artifact = Artifact(name, identity, folder, "to run")
         else:
-            artifact = self._run(name, fn, arguments, folder)
+            with interrupt.late():
+                artifact = self._run(name, fn, arguments, folder)
         self.artifacts[name] = artifact
         if name == self.until:
             raise Stopped

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -27,13 +28,22 @@ def cache_dir() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
     except RuntimeError:  # a container's user may have no home; what is compiled must come from nobody else
-        folder = Path(tempfile.gettempdir()) / f"tunesmith-cache-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        return _private(Path(tempfile.gettempdir()) / f"tunesmith-cache-{os.getuid()}")
+
+
+def _private(folder: Path) -> Path:
+    """The folder, made if need be. Raises ResourceError where others could write there."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise ResourceError(
-                f"{folder} belongs to somebody else", "it would hold code that runs here", "set XDG_CACHE_HOME"
+                f"{folder} is not a folder of yours alone",
+                "code that runs here would be kept in it",
+                "remove it, or set XDG_CACHE_HOME",
             ) from None
-        return folder
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
     from tunesmith.models.packed import Tokens
 
-VERSION = 3
+VERSION = 4
 _FP32_PARAMETERS = 1_000_000_000
 
 

@@ -94,17 +94,17 @@ def document_attention(
 
 def compiled_layer(backend: str = "inductor", attend: Callable[..., Tensor] = document_attention) -> Any:
     """A function with the signature of layer.layer less its first argument."""
-    torch._dynamo.config.recompile_limit = 64  # each stage and method of a project has layers of a kind of its own
     before = torch.compile(layer.before_attention, fullgraph=True, backend=backend)
     after = torch.compile(layer.after_attention, fullgraph=True, backend=backend)
 
     def run(x_ND: Tensor, turn: Turn, documents: Documents, shape: Shape, parameters: Parameters) -> Tensor:
         for tensor in (x_ND, *(turn or ())):
             torch._dynamo.mark_dynamic(tensor, 0)
-        q_NC, k_NC, v_NC = before(x_ND, turn, shape, parameters)
-        o_NC = attend(q_NC, k_NC, v_NC, documents, shape.heads)
-        torch._dynamo.mark_dynamic(o_NC, 0)
-        found: Tensor = after(x_ND, o_NC, shape, parameters)
+        with torch._dynamo.config.patch(recompile_limit=64):  # a project's stages and methods have layers of many kinds
+            q_NC, k_NC, v_NC = before(x_ND, turn, shape, parameters)
+            o_NC = attend(q_NC, k_NC, v_NC, documents, shape.heads)
+            torch._dynamo.mark_dynamic(o_NC, 0)
+            found: Tensor = after(x_ND, o_NC, shape, parameters)
         return found
 
     return run

@@ -25,7 +25,7 @@ def register() -> None:
 def _mask(*, config: Any, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> int | None:
     """In place of a mask, how many keys back it lets a query see: attention per document makes the rest. transformers
     says `use_vmap` where a model adds conditions of its own, and gives the size of chunks as that of a window."""
-    if use_vmap or (local_size and local_size == vars(config).get("attention_chunk_size")):
+    if use_vmap or (local_size and local_size != vars(config).get("sliding_window")):
         raise _unsupported("a mask of its own")
     return local_size
 
@@ -45,12 +45,12 @@ def _attention(
     is_causal: bool | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature over packed documents; returns (1, T, H, D). Some layers tell their window
-    themselves, others leave it to the mask. Raises ModelError for whatever else a model asks of its attention."""
+    """transformers' attention signature over packed documents; returns (1, T, H, D). The mask tells the window, as it
+    does elsewhere; many layers repeat it. Raises ModelError for whatever else a model asks of its attention."""
     if beyond := [name for name, value in other.items() if value is not None and name not in _UNHEEDED]:
         raise _unsupported(" and ".join(beyond))
-    window = sliding_window or attention_mask
-    if isinstance(window, Tensor) or is_causal is False or attention_mask not in (None, window):
+    window = attention_mask
+    if isinstance(window, Tensor) or is_causal is False or sliding_window not in (None, window):
         raise _unsupported("a mask of its own")
     _, H, _, D = q_1HTD.shape
     heads = Heads(H, k_1GTD.shape[1], D, D**-0.5 if scaling is None else scaling, window)

@@ -31,14 +31,18 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def model(folder: Path, precision: str, *, packed: bool = False, quantise: str | None = None) -> PreTrainedModel:
+def model(
+    folder: Path, precision: str, *, packed: bool = False, quantise: str | None = None, on_cpu: bool = False
+) -> PreTrainedModel:
     """The model of a folder. `packed` gives it attention per document, to be called with `documents=Documents(...)`.
-    `quantise="nf4"` keeps its linear layers, but for the head, in 4 bits, and computes in `precision`."""
+    `quantise="nf4"` keeps its linear layers, but for the head, in 4 bits, and computes in `precision`. It comes to the
+    GPU, where there is one, unless it is to stay `on_cpu`."""
+    on_gpu = torch.cuda.is_available() and not on_cpu
     attention.register()
     options: dict[str, Any] = {"dtype": DTYPES[precision]}
     if quantise:
         options["quantization_config"] = _nf4(DTYPES[precision])
-        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+        options["device_map"] = {"": torch.cuda.current_device() if on_gpu else "cpu"}
     try:
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
@@ -52,7 +56,7 @@ def model(folder: Path, precision: str, *, packed: bool = False, quantise: str |
         ) from None
     if quantise:
         _keep_differentiable(loaded)
-    elif torch.cuda.is_available():
+    elif on_gpu:
         loaded = loaded.cuda()
     hardware.give_memory_back()  # the threads that read weights leave more than the model's size behind
     return loaded.eval()

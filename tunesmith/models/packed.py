@@ -26,6 +26,9 @@ from tunesmith.kernels.apply import Kernels, choose
 from tunesmith.kernels.plain import Documents
 from tunesmith.models import fused
 
+_DROPOUTS = {  # as the families' configs name it
+    "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_dropout",
+    "resid_pdrop", "residual_dropout"}  # fmt: skip
 _LEAST_SHARED = 8  # tokens; fewer are not worth a document of their own
 
 
@@ -126,10 +129,17 @@ def _shared_beginning(parts: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) 
     return shared if len(parts) > 1 and shared >= _LEAST_SHARED else 0
 
 
-def beginnings(tokens: Tokens) -> list[int]:
-    """Of each row, how many tokens it begins with as a row in the middle does: any rows share at least the least."""
-    model = len(tokens) // 2
-    return [_shared_beginning([tokens.row(model), tokens.row(i)]) for i in range(len(tokens))]
+def beginnings(tokens: Tokens, rows: list[int], like: list[int]) -> dict[int, int]:
+    """Of each of these rows, with how many of its tokens it begins as the rows `like` all do: rows share at least the
+    least of these numbers, and may share more."""
+    shared = _shared_beginning([tokens.row(i) for i in like])
+    ids, found = tokens.row(like[0])[0][:shared], dict[int, int]()
+    for i in rows:
+        row_ids, learnt = (array[: min(shared, len(array) - 1)] for array in tokens.row(i))
+        same = (row_ids == ids[: len(row_ids)]) & ~learnt
+        count = len(same) if same.all() else int(same.argmin())
+        found[i] = count if count >= _LEAST_SHARED else 0
+    return found
 
 
 class Scorer(nn.Module):
@@ -184,15 +194,12 @@ def fast(model: PreTrainedModel | PeftModel, *, fuse_layers: bool = True) -> Sco
     return Scorer(model, kernels, [*kernels.notes, *(fused.fuse(model) if fuse_layers else []), *_dropout(model)])
 
 
-def _dropout(model: nn.Module) -> list[str]:
-    """A note where the base's own training dropped some of its activations: ours drops none."""
-    of_base = [m for name, m in model.named_modules() if isinstance(m, nn.Dropout) and "lora_" not in name]
-    share = max((module.p for module in of_base), default=0.0)
-    return (
-        [f"the base's dropout ({share:g}) is off: fine-tuning is short, and a step can be repeated exactly"]
-        if share
-        else []
-    )
+def _dropout(model: PreTrainedModel | PeftModel) -> list[str]:
+    """A note where the base was made to drop some of its activations in training: ours drops none."""
+    config = (model.get_base_model() if isinstance(model, PeftModel) else model).config.to_dict()
+    shares = {name: v for name, v in config.items() if name in _DROPOUTS and isinstance(v, float) and v}
+    told = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+    return [f"the base's dropout is off ({told}): a step can be taken again exactly"] if shares else []
 
 
 def _behind(count: int, positions_1T: Tensor, at_N: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Documents]:
@@ -212,7 +219,15 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
     (a cap or a bias on its logits, say), or where its rows do not stay apart."""
     model = scorer.causal
     shortest = heapq.nsmallest(2, range(len(tokens)), key=lambda i: tokens.lengths[i])
-    _require_rows_apart(scorer, pack(tokens, (shortest * 2)[:2], model.device, share=False))
+    two = pack(tokens, (shortest * 2)[:2], model.device, share=False)
+    try:
+        _require_rows_apart(scorer, two)
+    except (TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained packed",
+            f"it does not let its attention be replaced ({error})",
+            "choose another base (`tunesmith models`), and report this architecture",
+        ) from error
     batch = pack(tokens, shortest[:1], model.device)
     ours = -scorer(batch)[0].mean()
     implementation = model.config._attn_implementation

@@ -55,10 +55,10 @@ def resident_bytes(
 ) -> int:
     """What stays in a process's memory over a step: the base, a working copy of what is added to it, and for each
     parameter that trains a gradient, and in fp32 the master, the summed gradient, two moments and the best state so
-    far; of all that a part, where it is divided among processes."""
+    far. Where that is divided among processes it is a part of it; but each of them has held the whole base first."""
     state = (trains.added + trains.own) * (_BYTES[precision] + 5 * 4)
-    added = weight_bytes(trains.added, precision)
-    return _PROCESS_BYTES + (base_bytes(model, precision, quantised) + added + state) // divided_by
+    base, added = base_bytes(model, precision, quantised), weight_bytes(trains.added, precision)
+    return _PROCESS_BYTES + max(base, (base + added + state) // divided_by)
 
 
 def bytes_per_token(model: dict[str, Any], precision: str) -> int:

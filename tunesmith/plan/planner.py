@@ -20,7 +20,7 @@ from tunesmith.models import base as bases
 from tunesmith.models import names
 from tunesmith.plan import estimate
 
-VERSION = 4
+VERSION = 5
 _PASS_TOKENS = {False: 1024, True: 16384}  # on a GPU or not: larger passes take more memory and are no faster
 _PINNED = "pinned in the project file"
 _METHODS = {
@@ -55,7 +55,8 @@ def decide(
     rows, tokens, longest = (data["train"][key] for key in ("rows", "tokens", "longest"))
     method = _method(train)
     longest += _virtual_tokens_fit(method, longest, model["context"])
-    precision = _chosen(train.precision, _precision(model["parameters"], machine))
+    room = machine.memory_bytes // (1 if machine.gpu else train.processes)  # a process has a GPU of its own
+    precision = _chosen(train.precision, _precision(model["parameters"], room, machine))
     epochs = _chosen(train.epochs, _epochs(rows))
     batch_tokens = _chosen(train.batch_tokens, _batch_tokens(rows, tokens))
     steps = math.ceil(tokens * epochs.value / batch_tokens.value)
@@ -67,7 +68,6 @@ def decide(
         quantised=train.quantise is not None,
         divided_by=train.processes if train.sharding != "none" else 1,
     )
-    room = machine.memory_bytes // (1 if machine.gpu else train.processes)  # a process has a GPU of its own
     micro = _chosen(
         train.micro_batch_tokens,
         _micro_batch_tokens(
@@ -162,14 +162,15 @@ def _running(train: Train) -> dict[str, Decision]:
     }
 
 
-def _precision(parameters: int, machine: hardware.Machine) -> Decision:
+def _precision(parameters: int, room: int, machine: hardware.Machine) -> Decision:
+    """`room` is the memory of a process."""
     needed_bytes = estimate.weight_bytes(parameters, "fp32")
     if machine.bf16:
         return Decision(
             "bf16",
             f"{machine.name} multiplies bf16 in hardware, and it halves memory; the master copy of what trains is fp32",
         )
-    if needed_bytes < machine.memory_bytes / 4:
+    if needed_bytes < room / 4:
         return Decision(
             "fp32", f"{machine.name} has no bf16 arithmetic, and {needed_bytes / 1e9:.1f} GB of weights fit"
         )
@@ -219,15 +220,15 @@ def _micro_batch_tokens(
     fits = max(0, room // 2 - resident) // per_token
     value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[gpu])))
     peak_bytes = resident + value * per_token
-    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {room / 1e9:.0f} GB, to be measured"
+    told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {room / 1e9:.0f} GB for a process, to be measured"
     if peak_bytes > room:
         raise ResourceError(
             f"training needs {told}",
             f"{resident / 1e9:.1f} GB are weights and optimizer state, and {value:,} tokens is the least at once: the "
             f"longest row has {longest:,}",
             "choose a smaller model (`tunesmith models`) or a method that trains fewer weights (`train.method: lora`, "
-            "`train.quantise: nf4`), lower data.format.max_tokens, or use a larger machine, or several GPUs that "
-            "divide the model (`train.processes`, `train.sharding`)",
+            "`train.quantise: nf4`), lower data.format.max_tokens, "
+            + ("or let several GPUs divide the model (`train.sharding`)" if gpu else "or use a larger machine"),
         )
     crowded = peak_bytes > room // 2
     return Decision(value, told + (": more than half, since the longest row needs it" if crowded else ""))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -162,12 +163,15 @@ class Run:
                 found = objective(self.scorer, batch)
             if learn:
                 (found.sum if counts else 0 * found.sum).backward()
-                self.master.collect()
             return replace(found, sum=found.sum.detach())
 
-        if batch.ids_1T.is_cuda or self.processes.sharded:
-            return work()
-        return self.heap.run(work, (batch.ids_1T.shape[1], learn), self.outcome.forecast)
+        heap = None if batch.ids_1T.is_cuda or self.processes.sharded else self.heap
+        size = batch.ids_1T.shape[1], learn
+        with heap.place(size, self.outcome.forecast) if heap else nullcontext(memory.here) as run:
+            found: Loss = run(work)
+            if learn:
+                self.master.collect()  # not where a pass of a new size ran: gradients stay
+        return found
 
     def _held_bytes(self) -> int:
         """What the steps made and still need: summed gradients, and the optimizer's two moments."""
@@ -217,6 +221,8 @@ class Run:
             pending_bytes=0 if self.optimizer.state else 2 * exact_bytes,  # its moments, which the first step makes
             limit_bytes=self._limit_bytes(),
         )
+        if self.outcome.steps and found.micro_batch_tokens < self.outcome.micro_batch_tokens:
+            say("  smaller micro-batches than before: sums round otherwise, in their last bits")
         self.outcome.micro_batch_tokens = found.micro_batch_tokens
         self.outcome.forecast_bytes, self.outcome.token_bytes = found.peak_bytes, found.token_bytes
         memory.reset_peak()

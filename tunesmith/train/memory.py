@@ -1,4 +1,4 @@
-"""How much memory a run will take, measured before its first step.
+"""How much memory a run will take, measured before its first step, or before it goes on where less is free by then.
 
 A formula knows shapes; it does not know the library, the kernels and the allocator. So the longest row goes forward
 and backward once, and then the micro-batch that takes most of all the run's, which is known because the order of the
@@ -11,8 +11,9 @@ same.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -58,7 +59,7 @@ class Forecast:
 
 
 class Heap:
-    """Runs passes so that the process stays below its forecast, on a CPU.
+    """A place for each pass, so that the process stays below its forecast, on a CPU.
 
     A pass of a new size leaves machine code behind. Made amid the pass, that code would lie scattered where the pass's
     tensors lay, and cut the heap into pieces into which later tensors do not fit. The C library gives every thread a
@@ -74,8 +75,10 @@ class Heap:
         self._sizes = set[tuple[int, bool]]()
         self._room = 0  # bytes that what passes make has had at most, since free memory was given back
 
-    def run(self, one_pass: Callable[[], T], size: tuple[int, bool], forecast: Forecast | None) -> T:
-        """`size` is the pass's tokens, and whether it goes backward. Raises what the pass raises."""
+    @contextmanager
+    def place(self, size: tuple[int, bool], forecast: Forecast | None) -> Iterator[Callable[[Callable[[], T]], T]]:
+        """What runs a pass, and what may follow it before free memory is given back. `size` is the pass's tokens, and
+        whether it goes backward."""
         held, new = self._held_bytes(), size not in self._sizes
         needs = held + int(size[0] * forecast.token_bytes) if forecast else held
         more = max(0, needs - self._room)
@@ -83,17 +86,27 @@ class Heap:
             self._give_back()
         if not new:
             self._room = max(self._room, needs)
-            return one_pass()
+            yield here
+            return
         self._sizes.add(size)
-        try:  # the thread ends with the pass: OpenMP's threads wait in shorter spins while there are more than cores
-            with ThreadPoolExecutor(1, "pass", torch.set_num_threads, (torch.get_num_threads(),)) as aside:
-                return aside.submit(one_pass).result()
+        try:
+            yield _aside
         finally:
             self._give_back()
 
     def _give_back(self) -> None:
         hardware.give_memory_back()
         self._room = self._held_bytes()
+
+
+def here(one_pass: Callable[[], T]) -> T:
+    return one_pass()
+
+
+def _aside(one_pass: Callable[[], T]) -> T:
+    """In a thread that ends with the pass: OpenMP's threads wait in shorter spins while there are more than cores."""
+    with ThreadPoolExecutor(1, "pass", torch.set_num_threads, (torch.get_num_threads(),)) as thread:
+        return thread.submit(one_pass).result()
 
 
 def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
@@ -125,15 +138,15 @@ def forecast(
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
     those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. The rows to `read` only go
-    forward, before the first step. `gradient_bytes` are those of the summed gradients, `pending_bytes` what the
+    forward. `gradient_bytes` are those of the summed gradients, `pending_bytes` what the
     optimizer will yet allocate. Raises ResourceError where the longest row alone is too much.
     """
     longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
     one, length = packed_tokens(tokens, longest), tokens.lengths[longest[0]]
     alone = rehearsal(longest, False)
-    least = alone.peak + pending_bytes
+    least = MARGIN * (alone.peak + pending_bytes)
     if least > limit_bytes:
-        needs = "needs more than there is" if alone.peak == NOT_ENOUGH else f"takes {_gb(least)}"
+        needs = "needs more than there is" if alone.peak == NOT_ENOUGH else f"takes {_gb(int(least))}"
         raise _does_not_fit(f"the longest row ({length:,} tokens) {needs}", limit_bytes)
     size, token_bytes = wanted, (alone.peak - alone.before) / one
     while True:
@@ -145,16 +158,17 @@ def forecast(
             forward = {count for of, rows in read for count in _sizes(of, rows, size)}
             sums = gradient_bytes if summed else 0
             peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, forward, sums)
-            peak += pending_bytes
+            peak = MARGIN * (peak + pending_bytes)
             if peak <= limit_bytes:
                 break
             if smallest:
                 needs = f"takes {_gb(int(peak))}" if peak < NOT_ENOUGH else "needs more than there is"
                 raise _does_not_fit(f"a pass over {size:,} tokens {needs}", limit_bytes)
         size = max(length, int(0.8 * size))
-    peak = int(MARGIN * peak)
-    told = f"measured: the longest row takes {_gb(least)}, the run will take {_gb(peak)} of {_gb(limit_bytes)}"
-    return Forecast(size, peak, each, told if size == wanted else f"{wanted:,} would not fit; {told}")
+    told = (
+        f"measured: the longest row takes {_gb(int(least))}, the run will take {_gb(int(peak))} of {_gb(limit_bytes)}"
+    )
+    return Forecast(size, int(peak), each, told if size == wanted else f"{wanted:,} would not fit; {told}")
 
 
 def _peak(
@@ -169,8 +183,8 @@ def _peak(
     """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token.
 
     A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind: which
-    the smallest tells, since the first two leave other things too. Sizes that only go `forward` leave half of it,
-    before all others. Gradients of earlier passes, if any, are there besides.
+    the smallest tells, since the first two leave other things too. Sizes that only go `forward` leave half of it.
+    Gradients of earlier passes, if any, are there besides.
     """
     summed = gradient_bytes > 0
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
@@ -218,17 +232,18 @@ def packed_tokens(tokens: Tokens, rows: Rows) -> int:
 def _heaviest(tokens: Tokens, batches: list[Rows]) -> Rows:
     """The micro-batch with most tokens, counting once what its rows begin with.
 
-    Most data sets have a beginning that nearly all rows share. What a micro-batch saves by that much is quickly known,
-    and with it the most tokens that it can have: batches are looked at from there down, until none can have more.
+    Where rows begin alike, nearly all do. What a micro-batch saves by that much is quickly known, and with it the most
+    tokens that it can have: batches are looked at from there down, until none can have more.
     """
-    alike = beginnings(tokens)
-
-    def at_most(rows: Rows) -> int:
-        return rounded(sum(tokens.lengths[i] for i in rows) - (len(rows) - 1) * min(alike[i] for i in rows))
-
-    heaviest, most = batches[0], 0
-    for rows in sorted(batches, key=at_most, reverse=True):
-        if at_most(rows) <= most:
+    totals = [sum(tokens.lengths[i] for i in rows) for rows in batches]
+    largest = batches[max(range(len(batches)), key=totals.__getitem__)]
+    if packed_tokens(tokens, largest) == rounded(max(totals)):
+        return largest
+    alike = beginnings(tokens, sorted({i for rows in batches for i in rows}), largest)
+    at_most = [rounded(n - (len(rows) - 1) * min(alike[i] for i in rows)) for n, rows in zip(totals, batches)]
+    heaviest, most = largest, 0
+    for bound, rows in sorted(zip(at_most, batches), reverse=True):
+        if bound <= most:
             break
         if (count := packed_tokens(tokens, rows)) > most:
             heaviest, most = rows, count

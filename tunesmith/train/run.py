@@ -13,6 +13,7 @@ import orjson
 
 from tunesmith.core import hardware, interrupt, store, unfinished
 from tunesmith.core.console import Bar, progress, say
+from tunesmith.core.errors import settings_names
 from tunesmith.core.records import Decision
 from tunesmith.core.step import Artifact
 from tunesmith.models import base as bases
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tunesmith.train.loop import Outcome, Settings
     from tunesmith.train.processes import Processes
 
-VERSION = 5
+VERSION = 6
 
 
 def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kep
     if chosen["processes"] == 1:
         return work(plan, base, dataset, out, kept)
     artifacts = {name: {**asdict(a), "folder": str(a.folder)} for name, a in (("plan", plan), ("dataset", dataset))}
-    job = {**artifacts, "base": {**base.model_dump(), "folder": str(base.folder)}, "out": str(out), "kept": str(kept)}
+    given = {"base": {**base.model_dump(), "folder": str(base.folder)}, "out": str(out), "kept": str(kept)}
+    job = {**artifacts, **given, "names": settings_names()}
     summary: dict[str, Any] = launch.run(job, chosen["processes"])
     return summary
 
@@ -87,8 +89,6 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
                 left = _leave_what_is_good(fault, kept, whole_model, base.hub, out)
                 fault.next += f"; {left} in output/failed/{kept.name}"
         raise
-    if (signal := processes.agree(asked)) is not None:  # after the last step, while trackers finished
-        raise interrupt.Interrupted(signal)
     if not processes.first:
         return {}
     shutil.copyfile(kept / "metrics.jsonl", out / "metrics.jsonl")
@@ -150,13 +150,13 @@ def _whole_model(
     scorer: Scorer, base: Path, chosen: dict[str, Any], processes: Processes
 ) -> PreTrainedModel | PeftModel:
     """The model that the trained tensors are put into to be saved: the one that trained, or, where that is divided
-    among processes, a new one like it."""
+    among processes, a new one like it, outside the accelerator's memory."""
     from tunesmith.models import load, methods
 
     if not processes.sharded:
         return scorer.model
     method = methods.of(chosen)
-    model = load.model(base, chosen["precision"], packed=True, quantise=method.quantise)
+    model = load.model(base, chosen["precision"], packed=True, quantise=method.quantise, on_cpu=True)
     return methods.attach(model, method, chosen["seed"])
 
 

@@ -19,7 +19,7 @@ from tunesmith.train import run as training
 if TYPE_CHECKING:
     from tunesmith.models.base import Base
 
-VERSION = 4
+VERSION = 5
 
 
 def run(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from tunesmith.core import console, store
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import UserError, settings_named
 from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.step import Artifact
 
@@ -38,7 +38,9 @@ def serve(folder: Path, work: Callable[[dict[str, Any]], Any]) -> None:
         console.err.file = sys.stdout
         threading.Thread(target=_listen, daemon=True).start()
     try:
-        result = {"returned": work(store.read_json(folder / "job.json"))}
+        job = store.read_json(folder / "job.json")
+        with settings_named(job.get("names", {})):
+            result = {"returned": work(job)}
     except Interrupted as stopped:
         result = {"signal": stopped.number, "saved": stopped.saved}
     except UserError as error:
