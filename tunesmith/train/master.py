@@ -20,13 +20,18 @@ State = dict[str, Tensor]
 
 
 class Master:
-    """fp32 copies of the trainable parameters: the optimizer works on them, the model computes with their rounding."""
+    """fp32 copies of the trainable parameters: the optimizer works on them, the model computes with their rounding.
+
+    After a step of several passes the memory of its summed gradients is kept for the next one. The peak is no higher,
+    since the sums are there beside the second pass; and to fill new memory would take longer than AdamW does.
+    """
 
     def __init__(self, scorer: Scorer, processes: Processes = ALONE) -> None:
         self.processes = processes
         named = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
         self.names, self.working = list(named), list(named.values())
         self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
+        self._passes, self._room = 0, dict[int, Tensor]()
 
     @property
     def exact_bytes(self) -> int:
@@ -34,19 +39,29 @@ class Master:
 
     def collect(self) -> None:
         """Adds the gradients of one backward pass to the exact ones: in bf16, sums over many passes would drift."""
-        for exact, working in zip(self.exact, self.working):
-            if working.grad is not None:
-                exact.grad = working.grad.float() if exact.grad is None else exact.grad.add_(working.grad)
-                working.grad = None
+        self._passes += 1
+        for i, (exact, working) in enumerate(zip(self.exact, self.working)):
+            if working.grad is None:
+                continue
+            if exact.grad is not None:
+                exact.grad.add_(working.grad)
+            elif i in self._room:
+                exact.grad = self._room.pop(i).copy_(working.grad)
+            else:
+                exact.grad = working.grad.float()
+            working.grad = None
 
     def gradient_bytes(self) -> int:
-        """What the summed gradients hold now."""
-        return sum(exact.grad.nbytes for exact in self.exact if exact.grad is not None)
+        """What the summed gradients hold now, and the room that is kept for them."""
+        summed = [exact.grad for exact in self.exact if exact.grad is not None]
+        return sum(gradient.nbytes for gradient in (*summed, *self._room.values()))
 
     def forget(self) -> None:
-        """Throws away the gradients of this step."""
+        """Throws away the gradients of this step, and their room."""
         for parameter in (*self.exact, *self.working):
             parameter.grad = None
+        self._passes = 0
+        self._room.clear()
 
     def update(self, optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float, normaliser: int) -> float:
         """One optimizer step on the exact parameters, rounded back into the model; returns the gradient's norm. A
@@ -60,6 +75,8 @@ class Master:
             group["lr"] = rate
         if math.isfinite(norm):
             optimizer.step()
+        several, self._passes = self._passes > 1, 0
+        self._room = {i: exact.grad for i, exact in enumerate(self.exact) if several and exact.grad is not None}
         optimizer.zero_grad()
         self.round()
         return norm
