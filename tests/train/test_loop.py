@@ -212,14 +212,26 @@ def test_a_run_that_goes_on_keeps_to_the_memory_that_is_left(
         trained(tiny, dataset, SETTINGS, keeper=checkpoint.Keeper(tmp_path, 5, asked=AfterStep(2)))
     saved = checkpoint.newest(tmp_path)
     assert saved is not None
-    more = int(saved.values["outcome"]["token_bytes"] * 600)  # room for half of the micro-batch
-    monkeypatch.setattr(memory, "limit_bytes", lambda _: int(memory.MARGIN * (memory.resident_bytes() + more)))
-    saved.values["outcome"]["forecast_bytes"] = 1 << 60
+    asked: dict[str, Any] = {}
+
+    def forecast(rehearsal: Any, tokens: Any, steps: Any, wanted: int, **given: Any) -> memory.Forecast:
+        asked.update(given, steps=len(steps), wanted=wanted)
+        return memory.Forecast(600, 1 << 30, 1.0)
+
+    monkeypatch.setattr(memory, "forecast", forecast)
+    monkeypatch.setattr(memory, "limit_bytes", lambda _: saved.values["outcome"]["forecast_bytes"] - 1)
     outcome, log = trained(tiny, dataset, SETTINGS, saved=saved)
-    assert log[0]["step"] == 2
-    assert log[0]["micro_batch_tokens"] == outcome.micro_batch_tokens < SETTINGS.micro_batch_tokens
-    assert outcome.steps == whole.steps
+    assert asked["steps"] == whole.steps - 2
+    assert asked["wanted"] == SETTINGS.micro_batch_tokens
+    assert asked["pending_bytes"] == 0  # the optimizer's moments are there
+    assert log[0] == {"step": 2, "micro_batch_tokens": 600, "forecast_bytes": 1 << 30}
+    assert [entry["micro_batch_tokens"] for entry in log if "loss" in entry] == [600] * (whole.steps - 2)
     assert outcome.best_validation_loss == pytest.approx(whole.best_validation_loss, rel=1e-5)
+    monkeypatch.setattr(memory, "limit_bytes", lambda _: 1 << 40)
+    asked.clear()
+    saved = checkpoint.newest(tmp_path)
+    trained(tiny, dataset, SETTINGS, saved=saved)
+    assert not asked  # it fits as it was forecast
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tiny: Base, dataset: Artifact) -> None:
