@@ -57,7 +57,7 @@ def main(
         elif losses:
             found = _curve(workload("curve", Plan(100, warmup=0)), losses, results)
         elif quick:
-            found = _compare(workload("quick", Plan(3, warmup=1)), pairs or 2, results, quick=True)
+            found = _compare(workload("quick", Plan(2, warmup=1, passes=2)), pairs or 2, results, quick=True)
         else:
             found = _compare(workload("compare", Plan(5, warmup=2, passes=2)), pairs or 5, results, quick=False)
     except (UserError, RunFailed) as error:
@@ -72,15 +72,13 @@ def say(line: str) -> None:
 
 def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:
     tuned = _tuned(results, workload.full)
-    if tuned.compiled:
-        workload = replace(workload, passes=1)  # after one that is not timed
     measured = compare.pairs(workload, number, tuned, say)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
     found |= _losses(workload, results, found, quick)
     if not quick:
         found["profile"] = workload.profile()
     if not quick and not workload.full:
-        found["ladder"] = ladder.ladder(lambda name, engine: _said(workload.ours(engine, name, known=True)), repeats=3)
+        found["ladder"] = ladder.ladder(lambda name, engine: _said(workload.ours(engine, name)), repeats=3)
     if not quick:
         raw = {side: [asdict(run) for run in runs] for side, runs in measured.runs.items()}
         _keep(results, f"{_method(workload.full)}.json", {**found, "runs": raw})

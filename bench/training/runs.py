@@ -19,8 +19,8 @@ BENCH = Path(__file__).resolve().parents[1]
 @dataclass(frozen=True)
 class Job:
     """What a run is told. `order` holds the rows of each optimizer step; the first `warmup` steps are not timed, the
-    others are taken `passes` times. `settings` are those of the side: `ours.Engine` or `rival.Rival`. Without an
-    adapter all weights are trained."""
+    others are taken `passes` times, and the last pass tells the speed. `settings` are those of the side: `ours.Engine`
+    or `rival.Rival`. Without an adapter all weights are trained."""
 
     name: str
     side: str
@@ -47,6 +47,7 @@ class Run:
 
     name: str
     warmup: int
+    passes: int
     losses: list[float]
     gradient_norms: list[float]
     tokens: list[int]
@@ -59,7 +60,18 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(self.tokens[self.warmup :]) / sum(self.step_seconds[self.warmup :])
+        """In the last pass over the timed steps: what new sizes and compilers cost once was before it."""
+        return self._speed(self.passes - 1)
+
+    @property
+    def first_tokens_per_second(self) -> float:
+        """In the first one."""
+        return self._speed(0)
+
+    def _speed(self, number: int) -> float:
+        of_a_pass = (len(self.tokens) - self.warmup) // self.passes
+        steps = slice(self.warmup + number * of_a_pass, self.warmup + (number + 1) * of_a_pass)
+        return sum(self.tokens[steps]) / sum(self.step_seconds[steps])
 
 
 class RunFailed(Exception):
@@ -95,6 +107,7 @@ class Meter:
         run = Run(
             self.job.name,
             self.job.warmup,
+            self.job.passes,
             self.losses,
             self.gradient_norms,
             self.tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
@@ -38,8 +38,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """One set of rows, for both sides, whose timed steps every run takes `passes` times. Each run keeps its request,
-    log and answer in a folder of its own in `out`."""
+    """One set of rows, for both sides, whose timed steps every run takes `passes` times; the last one tells the speed.
+    Each run keeps its request, log and answer in a folder of its own in `out`."""
 
     base: Path
     tokens: Path
@@ -55,49 +55,27 @@ class Workload:
     def facts(self) -> dict[str, Any]:
         return rows.facts(Tokens(self.tokens, "train"), self.schedule.mixed[self.schedule.warmup :])
 
-    def ours(self, engine: Engine, name: str = "ours", *, known: bool = False) -> Run:
-        """`known` steps were taken once before they are timed: no size of pass is new to any library."""
-        return self._run(name, "ours", engine, self.schedule.mixed, known)
+    def ours(self, engine: Engine, name: str = "ours") -> Run:
+        return self._run(self._job(name, "ours", engine, self.schedule.mixed))
 
-    def rival(
-        self,
-        rival: Rival,
-        name: str,
-        *,
-        known: bool = False,
-        backwards: bool = False,
-        limit_seconds: float | None = None,
-    ) -> Run:
+    def rival(self, rival: Rival, name: str, *, backwards: bool = False, limit_seconds: float | None = None) -> Run:
         """`backwards` turns the rows of each step round: the same mathematics, other rounding. What compiles always
-        meets the timed steps once before they are timed."""
+        meets the timed steps once before."""
         order = self.schedule.grouped if rival.grouped else self.schedule.mixed
         if backwards:
             order = [step[::-1] for step in order]
-        return self._run(name, "rival", rival, order, known or rival.compiled, limit_seconds)
+        passes = max(2, self.passes) if rival.compiled else self.passes
+        return self._run(replace(self._job(name, "rival", rival, order), passes=passes), limit_seconds)
 
     def profile(self) -> dict[str, Any]:
         """Where the time of our own steps goes."""
-        job = self._job("profile", "profile", Engine(), self.schedule.mixed, self.schedule.warmup, passes=1)
+        job = replace(self._job("profile", "profile", Engine(), self.schedule.mixed), passes=1)
         return measure("profile", asdict(job), self.out / "profile")
 
-    def _run(
-        self,
-        name: str,
-        side: str,
-        settings: Engine | Rival,
-        order: list[list[int]],
-        known: bool,
-        limit_seconds: float | None = None,
-    ) -> Run:
-        untimed, timed = order[: self.schedule.warmup], order[self.schedule.warmup :]
-        if known:
-            untimed = untimed + timed
-        job = self._job(name, side, settings, untimed + timed, len(untimed), self.passes)
-        return run(job, self.out / f"{next(_NUMBER):03d}-{side}", limit_seconds)
+    def _run(self, job: Job, limit_seconds: float | None = None) -> Run:
+        return run(job, self.out / f"{next(_NUMBER):03d}-{job.side}", limit_seconds)
 
-    def _job(
-        self, name: str, side: str, settings: Engine | Rival, order: list[list[int]], warmup: int, passes: int
-    ) -> Job:
+    def _job(self, name: str, side: str, settings: Engine | Rival, order: list[list[int]]) -> Job:
         return Job(
             name=name,
             side=side,
@@ -105,8 +83,8 @@ class Workload:
             rows=str(self.tokens),
             adapter=str(self.adapter) if self.adapter else None,
             order=order,
-            warmup=warmup,
-            passes=passes,
+            warmup=self.schedule.warmup,
+            passes=self.passes,
             settings=asdict(settings),
         )
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 from training import ladder, ratios, report, search
 from training.ours import Engine
-from training.runs import Job
+from training.runs import Job, Run
 
 
 def test_a_ratio_is_that_of_pairs() -> None:
@@ -24,9 +24,12 @@ def test_a_ratio_is_that_of_pairs() -> None:
     assert ratios.intervals(6).startswith("95 %")
 
 
-def test_timed_steps_are_taken_as_often_as_it_says() -> None:
+def test_timed_steps_are_taken_as_often_as_it_says_and_the_last_time_counts() -> None:
     job = Job("ours", "ours", "base", "rows", None, [[0], [1], [2]], warmup=1, passes=2, settings={})
     assert job.steps == [[0], [1], [2], [1], [2]]
+    times = {"seconds_to_first_step": 0.0, "seconds_to_first_loss": 0.0, "peak_bytes": 0, "training_peak_bytes": None}
+    run = Run("ours", 1, 2, [], [], [9, 10, 20, 10, 20], [9.0, 2.0, 4.0, 1.0, 2.0], **times)
+    assert (run.first_tokens_per_second, run.tokens_per_second) == (5.0, 10.0)
 
 
 class Speeds:
