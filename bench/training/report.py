@@ -86,8 +86,8 @@ def _notes(found: Found) -> str:
         _losses(found),
         f"{found['pairs']} pairs; in brackets: {found['intervals']}. Each run takes {rows['rows']} timed rows with "
         f"{rows['tokens']:,} tokens ({100 * rows['label_share']:.0f} % learnt, {rows['mean_keys']:.0f} keys a token) "
-        f"{found['passes']} times: the last one tells the speed, the first one holds what new sizes of passes cost once. "
-        f"At first tunesmith is faster than TRL's best by {_ratio(found, 'ratio_vs_tuned_at_first')}.",
+        f"{found['passes']} times: the last tells the speed, the first holds what new sizes of passes cost once. At "
+        f"first tunesmith is faster than TRL's best by {_ratio(found, 'ratio_vs_tuned_at_first')}.",
         f"TRL's best: {found['rival']['tuned']}.",
         f"{machine['name']}, {machine['cores']} cores, {machine['memory_gb']} GB, load {machine['load_average']:.2f}; "
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
