@@ -12,6 +12,8 @@ Each prints a table and, as its last line, JSON; figures and raw runs go to benc
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -27,6 +29,8 @@ from training.workload import Plan, Workload, circumstances, prepare
 
 from tunesmith.core import hardware, store
 from tunesmith.core.errors import UserError
+
+QUICK_SECONDS = 330  # of a quick comparison's pairs
 
 
 def main(
@@ -72,7 +76,7 @@ def say(line: str) -> None:
 
 def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:
     tuned = _tuned(results, workload.full)
-    measured = compare.pairs(workload, number, tuned, say)
+    measured = compare.pairs(workload, number, tuned, say, QUICK_SECONDS if quick else math.inf)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
     found |= _losses(workload, results, found, quick)
     if not quick:
@@ -81,7 +85,10 @@ def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> 
         found["ladder"] = ladder.ladder(lambda name, engine: _said(workload.ours(engine, name)), repeats=3)
     if not quick:
         raw = {side: [asdict(run) for run in runs] for side, runs in measured.runs.items()}
-        _keep(results, f"{_method(workload.full)}.json", {**found, "runs": raw})
+        kept = results / f"{_method(workload.full)}.json"
+        if kept.is_file():  # so that two runs of the same command can be compared
+            os.replace(kept, kept.with_suffix(".before.json"))
+        _keep(results, kept.name, {**found, "runs": raw})
     print(report.comparison(found))
     return found
 

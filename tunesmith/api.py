@@ -5,6 +5,7 @@ A project is named by its YAML file or the folder that holds `tunesmith.yaml`. M
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,12 @@ def run(
     `set` holds `a.b.c=value` overrides; `until` and `force` name a step; `fresh` starts an unfinished training over.
     The first Ctrl-C or SIGTERM during training saves it and raises `core.interrupt.Interrupted`.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "several processes were started to run one project",
+            "tunesmith starts the processes that train itself, and runs all other steps in one",
+            "run `tunesmith run` without a launcher, with `train.processes` in the project file",
+        )
     file = project_file(project)
     settings = config.load_project(file, _overrides(set))
     _require_step(settings, until, force)
@@ -80,7 +87,7 @@ def run(
     with only_run(output):
         base = bases.fetch(settings.model, file.resolve().parent)
         last = until if until != story.STEPS[-1] else None
-        steps = Steps(output, until=last, force=force, fresh=fresh, say=say)
+        steps = Steps(output, until=last, force=force, fresh=fresh, say=say, keys=story.KEYS)
         try:
             story.lifecycle(settings, base, steps)
         except Stopped:
@@ -240,7 +247,7 @@ def _look(project: Where, overrides: Sequence[str], *names: str) -> Steps:
     file = project_file(project)
     settings = config.load_project(file, _overrides(overrides))
     _require_step(settings, *names)
-    steps = Steps(story.output_of(file), look=True)
+    steps = Steps(story.output_of(file), look=True, keys=story.KEYS)
     story.lifecycle(settings, bases.locate(settings.model, file.resolve().parent), steps)
     return steps
 

@@ -71,6 +71,23 @@ STEPS = (
     "load", "clean", "split", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base", "tuned",
     "verdict", "export",
 )  # fmt: skip
+KEYS = {  # settings that are a step's arguments, as the project file names them
+    "load.sources": "data.sources",
+    "load.system": "data.system",
+    "load.max_quarantined": "data.max_quarantined",
+    "clean.clean": "data.clean",
+    "split.split": "data.split",
+    "format.format": "data.format",
+    "texts.texts": "pretrain.texts",
+    "texts.block_tokens": "pretrain.block_tokens",
+    "texts.max_quarantined": "data.max_quarantined",
+    "pretrain-plan.train": "pretrain.train",
+    "base.generation": "evaluate.generation",
+    "tuned.generation": "evaluate.generation",
+    "verdict.gates": "evaluate.gates",
+    "verdict.answer": "data.clean.answer",
+    "verdict.answer_schema": "data.clean.answer_schema",
+}
 OF_PRETRAINING = ("texts", "pretrain-plan", "pretrain")
 
 

@@ -90,6 +90,8 @@ class Training(_Part):
     stopped_early: bool
     trainable_parameters: int
     threads: int
+    warnings: list[str]
+    """What was noticed and did not end the run."""
 
 
 class Decision(_Part):

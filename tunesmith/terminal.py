@@ -45,6 +45,9 @@ def show(found: Show, project: Path) -> None:
         f"training {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s, "
         f"{training.peak_memory_bytes / 1e9:.1f} GB at the peak, best step {training.best_step} of {training.steps}"
     )
+    before = found.pretraining.training.warnings if found.pretraining else []
+    for warning in [*before, *training.warnings]:
+        out.print(f"[yellow]warning[/]  {escape(warning)}")
     out.print(f"\nreport   {_near(found.artifacts['report'])}", markup=False)
     out.print(f"model    {_near(found.artifacts.get('merged') or found.artifacts['adapter'])}", markup=False)
     out.print(f"chat     tunesmith chat {_near(str(project))}", markup=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,11 +30,18 @@ class Measured:
     gemm: list[float]
 
 
-def pairs(workload: Workload, number: int, tuned: Rival, say: Callable[[str], None]) -> Measured:
-    """Each side once per pair, in an order drawn anew."""
+def pairs(
+    workload: Workload, number: int, tuned: Rival, say: Callable[[str], None], limit_seconds: float = math.inf
+) -> Measured:
+    """Each side once per pair, in an order drawn anew; no pair begins that would end after the limit."""
+    started = time.monotonic()
     draw = np.random.default_rng(0)
     found = Measured({side: [] for side in SIDES}, [])
     for pair in range(number):
+        spent = time.monotonic() - started
+        if pair and spent + spent / pair > limit_seconds:
+            say(f"{pair} of {number} pairs: another would take longer than {limit_seconds:.0f} s")
+            break
         found.gemm.append(gemm_rate(workload))
         for side in draw.permutation(SIDES).tolist():
             rival = DOCUMENTED if side == "documented" else tuned

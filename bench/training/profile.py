@@ -1,7 +1,9 @@
-"""Where the time of our own steps goes. Started by `runs.measure` in a process of its own."""
+"""Where the time of our own steps goes, and what compiling the kernels takes once. Started by `runs.measure` in a
+process of its own."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +39,10 @@ def main() -> None:
     job = Job(**request)
     torch.set_num_threads(hardware.threads().value)
     native._call = _marked(native._call)
+    model = ours._scorer(job, ours.Engine())  # libraries and weights are there, and nothing of training yet
+    hardware.give_memory_back()
+    resident_bytes = hardware.resident_bytes()
+    del model
     own = ours.Training(job, ours.Engine())
     for rows in own.steps:  # passes of new sizes run in another thread, which is not looked at
         own.step(rows)
@@ -59,7 +65,21 @@ def main() -> None:
         }
         for kind, each in spent.items()
     }
-    store.write_json(answer, {"tokens_per_second": round(tokens / seconds, 1), "kinds": kinds})
+    found = {"tokens_per_second": round(tokens / seconds, 1), "kinds": kinds, "resident_before_bytes": resident_bytes}
+    store.write_json(answer, {**found, "compile_seconds": _compile_seconds()})
+
+
+def _compile_seconds() -> float | None:
+    """Of all kernels, with nothing kept from before; None without a compiler."""
+    from tunesmith.kernels import native
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        try:
+            native.load(Path(folder))
+        except native.Unavailable:
+            return None
+        return round(time.perf_counter() - started, 2)
 
 
 def _marked(call: Callable[..., None]) -> Callable[..., None]:

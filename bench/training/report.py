@@ -9,6 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "bench/results", ROOT / "docs/performance.md"
 BEGIN, END = "<!-- figures: written by bench/train.py -->\n", "<!-- /figures -->"
+GOALS = {"lora": 4, "full": 3}  # times TRL's best
 TARGETS = {"lora": "8 and 4 times, a quarter of the memory, half of the roofline", "full": "3 times TRL's best"}
 WITHOUT = (
     "What each technique gives: the speed with all of them over that without it (median, lowest and highest of rounds):"
@@ -31,7 +32,10 @@ def _sections(results: Path) -> list[str]:
     for method, title in (("lora", "LoRA, rank 16 on all linear layers"), ("full", "All weights")):
         if found := _read(results / f"{method}.json"):
             sections += [f"### {title}", f"To reach: {TARGETS[method]}.", comparison(found)]
+            if before := _read(results / f"{method}.before.json"):
+                sections.append(_once_more(before))
             sections += ["Where the time of our steps goes (under a profiler):", profile(found["profile"])]
+            sections.append(_reach(found, GOALS[method]))
             if found["ladder"]:
                 sections += [WITHOUT, ladder(found["ladder"])]
     if found_curves := [_read(path) for path in sorted(results.glob("curve-*.json"))]:
@@ -97,6 +101,33 @@ def _notes(found: Found) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _once_more(before: Found) -> str:
+    """The same command's figures from the time before."""
+    return (
+        f"The run before this one ({before['measured']}): {_ratio(before, 'ratio_vs_default')} times TRL as "
+        f"documented, {_ratio(before, 'ratio_vs_tuned')} times TRL's best, {_ratio(before, 'peak_memory_ratio')} of "
+        f"its peak memory, {100 * before['roofline_fraction']:.0f} % of the roofline."
+    )
+
+
+def _reach(found: Found, goal: int) -> str:
+    """What the goals would take, beside where the time and the memory go."""
+    kinds, wanted = found["profile"]["kinds"], goal * found["tokens_per_second"]["tuned"]
+    products = sum(spent["share"] for spent in kinds.values() if spent["flops_per_second"])
+    roofline = wanted * found["flops_per_token"] / found["gemm_flops_per_second"]["median"]
+    lines = [
+        f"{goal} times TRL's best would be {wanted:,.0f} tokens/s, {100 * roofline:.0f} % of the roofline. Matrix "
+        f"products take {100 * products:.0f} % of our time: if all else took none, it would be "
+        f"{found['ratio_vs_tuned'] / products:.1f} times TRL's best."
+    ]
+    if held := found["profile"].get("resident_before_bytes"):
+        lines.append(
+            f"A quarter of its peak memory would be {found['peak_gb']['tuned'] / 4:.2f} GB; Python, libraries and the "
+            f"weights hold {held / 1e9:.2f} GB before the first pass."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def _losses(found: Found) -> str:
     """Of both sides in the same precision."""
     if found["max_loss_difference"] is None:
@@ -116,7 +147,8 @@ def profile(found: Found) -> str:
         )
         for kind, spent in found["kinds"].items()
     ]
-    return _table(("", "share of the time", "TFLOP/s"), lines)
+    table, seconds = _table(("", "share of the time", "TFLOP/s"), lines), found.get("compile_seconds")
+    return table if seconds is None else f"{table}\n\nCompiling the kernels took {seconds:.1f} s, once on a machine."
 
 
 def ladder(rungs: list[Found]) -> str:

@@ -154,8 +154,8 @@ def test_a_changed_stage_reruns_what_stands_on_it_and_why_traces_it(shown: tunes
     changed = ["pretrain.train.epochs=1"]
     rerun = [status.step for status in tunesmith.status(project, set=changed) if status.state == "to run"]
     assert rerun == ["pretrain-plan", "pretrain", "train", "tuned", "verdict", "export"]
-    assert tunesmith.why("train", project, set=changed) == ["train.epochs: 4.0 -> 1.0 (via pretrain-plan)"]
-    assert tunesmith.why("texts", project, set=["pretrain.block_tokens=64"]) == ["block_tokens: 512 -> 64"]
+    assert tunesmith.why("train", project, set=changed) == ["pretrain.train.epochs: 4.0 -> 1.0 (via pretrain-plan)"]
+    assert tunesmith.why("texts", project, set=["pretrain.block_tokens=64"]) == ["pretrain.block_tokens: 512 -> 64"]
 
 
 def test_without_the_stage_no_other_step_changes(shown: tunesmith.Show, project: Path) -> None:

@@ -48,13 +48,21 @@ SETTINGS = {
 LORA, FULL = {"method": "lora", "rank": 4, "alpha": 8.0}, {"method": "full"}
 LONELY = {"batch_tokens": 100, "epochs": 0.1, "evaluations": 1}  # steps of one row: one process has nothing to do
 WILD = {"learning_rate": 100.0, "evaluations": 6, "patience": 2, "epochs": 2.0, "warmup": 0.0, "watch": "warn"}
+SHORT = {"epochs": 0.2, "evaluations": 1}
 CASES = {
     "lora": (LORA, {}),
     "full": (FULL, {}),
     "lonely": (FULL, LONELY),
+    "freeze": ({"method": "freeze", "layers": ["layers.1", "norm"]}, SHORT),
+    "hybrid": ({**LORA, "layers": ["layers.1.mlp", "lm_head"]}, SHORT),
+    "dora": ({**LORA, "variant": "dora"}, SHORT),
+    "prompt": ({"method": "prompt", "virtual_tokens": 5}, SHORT),
+    "prefix": ({"method": "prefix", "virtual_tokens": 5}, SHORT),
+    "ia3": ({"method": "ia3"}, SHORT),
+    "bottleneck": ({"method": "bottleneck", "width": 8}, SHORT),
     "stopped": (LORA, WILD),
 }
-SHARDED = ("lora", "full", "lonely")
+SHARDED = tuple(name for name in CASES if name != "stopped")
 
 
 def launched(do: str, **job: Any) -> Any:

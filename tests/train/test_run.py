@@ -17,6 +17,8 @@ from tunesmith.core.project import Format, Train
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format
+from tunesmith.models import base as bases
+from tunesmith.models import load, methods
 from tunesmith.models.base import Base
 from tunesmith.plan import planner
 from tunesmith.train import run as training
@@ -107,3 +109,39 @@ def test_a_run_that_goes_wrong_before_its_first_checkpoint_leaves_its_log(
         trained(tmp_path, tiny, dataset, learning_rate=1e30, checkpoint_minutes=5.0)
     assert error.value.next.endswith(f"; its log is in {tmp_path}/failed/train")
     assert [path.name for path in (tmp_path / "failed/train").iterdir()] == ["metrics.jsonl"]
+
+
+def folder_of(family: str, folder: Path, like: Base) -> Base:
+    """A two-layer model of the family with random weights, and the tokeniser of another."""
+    import torch
+    import transformers
+
+    assert like.folder is not None
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    grouped = {**shape, "vocab_size": 49152, "num_key_value_heads": 2, "eos_token_id": 2, "pad_token_id": 0}
+    configs = {
+        "qwen3": lambda: transformers.Qwen3Config(**grouped, head_dim=8),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**grouped, head_dim=8, sliding_window=16),
+        "mistral": lambda: transformers.MistralConfig(**grouped, sliding_window=16),
+        "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=49152, eos_token_id=2),
+    }
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(configs[family]()).save_pretrained(folder)
+    load.tokenizer(like.folder).save_pretrained(folder)
+    return bases.locate(str(folder), Path())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "mistral", "gpt2"])
+def test_other_families_train_through_the_same_step(
+    tiny: Base, dataset: Artifact, tmp_path: Path, family: str, method: str
+) -> None:
+    """A plan is made, the validation loss falls, and what is left loads in transformers and PEFT."""
+    base = folder_of(family, tmp_path / family, tiny)
+    own = {} if method == "lora" else {"rank": None, "alpha": None}
+    done = trained(tmp_path, base, dataset, method=method, **own)
+    losses = [e["validation_loss"] for e in store.read_jsonl(done / "metrics.jsonl") if "validation_loss" in e]
+    assert losses[-1] < losses[0] - 0.2
+    assert base.folder is not None
+    model = methods.load_tuned(base.folder, done.folder, "fp32")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith.core import tracking
 from tunesmith.core.errors import UserError
 from tunesmith.train import trackers
 
@@ -43,7 +44,7 @@ def tracked(proxy: socket.socket, tmp_path_factory: pytest.TempPathFactory) -> P
             patch.delenv(variable, raising=False)
         for variable in ("RANK", "WORLD_SIZE"):  # a tracker must not wait for the other processes of a launch
             patch.setenv(variable, "1")
-        with trackers.start(list(trackers.NAMES), "support", SETTINGS, folder) as track:
+        with trackers.start(list(tracking.PACKAGES), "support", SETTINGS, folder) as track:
             for entry in ENTRIES:
                 track(entry)
     return folder

@@ -169,6 +169,8 @@ def test_the_fall_is_judged_after_the_warm_up() -> None:
     assert COURSE.first_rows_again == (40, 100)
     slow = watch.Course(1e-3, 1.0, 5000, 250, None)
     assert slow.first_rows_again == (40, 250)
+    short = watch.Course(1e-3, 1.0, 30, 2, None)
+    assert short.first_rows_again == (30, 100)  # at its end, since a short run may diverge too
     flat = 2 + 0.3 * np.random.default_rng(0).standard_normal(250)
     entries = [*first_hundred(flat, flat[0]), *steps(flat[100:], 101), {"step": 250, "first_rows_loss": flat[0]}]
     [fault] = found(entries, slow)

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
@@ -74,9 +74,11 @@ class Steps:
         force: str | None = None,
         fresh: bool = False,
         say: Callable[[str], None] = lambda line: None,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
+        """`keys` tells for a `STEP.ARGUMENT` what the project file calls it."""
         self.output, self.look, self.until, self.force, self.fresh = output, look, until, force, fresh
-        self.say = say
+        self.say, self.keys = say, keys or {}
         self.artifacts: dict[str, Artifact] = {}
         self.hashed: dict[str, dict[str, Any]] = {}
 
@@ -224,7 +226,9 @@ class Steps:
     def differences(self, before: dict[str, Any]) -> list[str]:
         now = self.hashed[before["step"]]
         found = []
-        for key, old, new in _diff(before["arguments"], now["arguments"], ""):
+        for at, old, new in _diff(before["arguments"], now["arguments"], ""):
+            argument, dot, rest = at.partition(".")
+            key = self.keys.get(f"{before['step']}.{argument}", argument) + dot + rest
             if isinstance(new, dict) and "artifact" in new:
                 found += self._differences_of_input(key, old, new)
             elif _is_file(old) and _is_file(new) and old["file"] == new["file"]:

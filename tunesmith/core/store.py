@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -110,7 +111,8 @@ def digest(path: Path) -> str:
         return note.read_text()
     value = _sha256(path)
     if time.time() - stat.st_mtime > _SETTLED_SECONDS and path.stat().st_mtime_ns == stat.st_mtime_ns:
-        write_text(note, value)
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            write_text(note, value)
     return value
 
 

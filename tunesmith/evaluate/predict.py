@@ -166,4 +166,7 @@ class _Known:
 
     def keep(self, results: dict[str, dict[str, Any]]) -> None:
         self.found |= results
-        store.write_json(self.path, self.found)
+        try:
+            store.write_json(self.path, self.found)
+        except OSError as error:
+            say(f"  the base's answers are not kept for other runs: {self.path} cannot be written ({error.strerror})")

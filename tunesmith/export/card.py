@@ -99,6 +99,7 @@ def write(shipped: str, name: str, base: Base, made: dict[str, dict[str, Any]]) 
             "## Training",
             "",
             f"{tuned['steps']} optimizer steps; these are the weights of step {tuned['best_step']}{loss}.",
+            *[f"Warning: {warning}." for warning in tuned["warnings"]],
             "",
             "| setting | value | reason |",
             "| --- | --- | --- |",

@@ -29,6 +29,7 @@ from tunesmith.models import fused
 _DROPOUTS = {  # as the families' configs name it
     "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_dropout",
     "resid_pdrop", "residual_dropout"}  # fmt: skip
+_TARGETS, _COMPARED = 32, 8  # that a comparison of losses takes, in so many rows at most: one alone is mostly rounding
 _LEAST_SHARED = 8  # tokens; fewer are not worth a document of their own
 
 
@@ -215,10 +216,10 @@ def _behind(count: int, positions_1T: Tensor, at_N: Tensor, documents: Documents
 
 @torch.no_grad()
 def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
-    """Compares one row's loss with transformers' own; raises ModelError where this architecture needs more than we do
-    (a cap or a bias on its logits, say), or where its rows do not stay apart."""
+    """Compares the loss of short rows with transformers' own; raises ModelError where this architecture needs more than
+    we do (a cap or a bias on its logits, say), or where its rows do not stay apart."""
     model = scorer.causal
-    shortest = heapq.nsmallest(2, range(len(tokens)), key=lambda i: tokens.lengths[i])
+    shortest = heapq.nsmallest(_COMPARED, range(len(tokens)), key=lambda i: tokens.lengths[i])
     two = pack(tokens, (shortest * 2)[:2], model.device, share=False)
     try:
         _require_rows_apart(scorer, two)
@@ -228,21 +229,32 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
             f"it does not let its attention be replaced ({error})",
             "choose another base (`tunesmith models`), and report this architecture",
         ) from error
-    batch = pack(tokens, shortest[:1], model.device)
-    ours = -scorer(batch)[0].mean()
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    logits_TV = model(input_ids=batch.ids_1T, use_cache=False).logits[0].float()
-    model.set_attn_implementation(implementation)
-    theirs = torch.nn.functional.cross_entropy(logits_TV[batch.at_N], batch.targets_N)
+    rows = shortest[:1]
+    while tokens.learnt_tokens(rows) < _TARGETS and len(rows) < len(shortest):
+        rows = shortest[: len(rows) + 1]
+    ours = -scorer(pack(tokens, rows, model.device))[0].mean()
+    theirs = _own_loss(model, [pack(tokens, [row], model.device) for row in rows])
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.03
     if not abs(ours - theirs) <= tolerance * max(1.0, float(theirs)):  # not a number is no agreement
         raise ModelError(
             f"{type(model).__name__} cannot be trained packed",
-            f"its loss on one row is {float(theirs):.4f} by "
-            f"its own forward pass and {float(ours):.4f} by the packed one",
+            f"its loss on the shortest rows is {float(theirs):.4f} by its "
+            f"own forward pass and {float(ours):.4f} by the packed one",
             "choose another base (`tunesmith models`), and report this architecture",
         )
+
+
+def _own_loss(model: PreTrainedModel, batches: list[Packed]) -> Tensor:
+    """By transformers' own forward pass with eager attention, the mean over all targets."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    losses, count = torch.zeros((), device=model.device), 0
+    for batch in batches:
+        logits_TV = model(input_ids=batch.ids_1T, use_cache=False).logits[0].float()
+        losses += torch.nn.functional.cross_entropy(logits_TV[batch.at_N], batch.targets_N, reduction="sum")
+        count += len(batch.at_N)
+    model.set_attn_implementation(implementation)
+    return losses / count
 
 
 def _require_rows_apart(scorer: Scorer, batch: Packed) -> None:

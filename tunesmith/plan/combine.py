@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+from tunesmith.core import tracking
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.project import Project, Train
 from tunesmith.models import names
@@ -68,6 +69,7 @@ def _method(train: Train, at: str, base: Base) -> None:
             "there is nobody to divide the model with",
             f"raise `{at}.processes`, or remove `{at}.sharding`",
         )
+    tracking.require(train.trackers, f"{at}.trackers")
     if train.layers and base.folder:
         names.choose(train.layers, names.of_folder(base.folder), f"{at}.layers")
 

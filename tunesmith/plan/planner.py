@@ -221,11 +221,10 @@ def _micro_batch_tokens(
     value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[gpu])))
     peak_bytes = resident + value * per_token
     told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {room / 1e9:.0f} GB for a process, to be measured"
-    if peak_bytes > room:
+    if resident > room:
         raise ResourceError(
             f"training needs {told}",
-            f"{resident / 1e9:.1f} GB are weights and optimizer state, and {value:,} tokens is the least at once: the "
-            f"longest row has {longest:,}",
+            f"{resident / 1e9:.1f} GB are weights and optimizer state alone",
             "choose a smaller model (`tunesmith models`) or a method that trains fewer weights (`train.method: lora`, "
             "`train.quantise: nf4`), lower data.format.max_tokens, "
             + ("or let several GPUs divide the model (`train.sharding`)" if gpu else "or use a larger machine"),

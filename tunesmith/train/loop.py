@@ -54,6 +54,7 @@ class Settings:
     weight_decay: float
     max_grad_norm: float
     seed: int
+    method: str = "lora"
     sharding: str = "none"
     watch: str = "stop"
     end_tokens: tuple[int, ...] = ()
@@ -183,7 +184,8 @@ class Run:
             raise ResourceError(
                 f"there is not enough memory for step {number:,}",
                 "even one row at a time is too much for what other programs leave",
-                "close other programs, lower data.format.max_tokens or choose a smaller model, and run again",
+                "close other programs and run again; or lower data.format.max_tokens or choose a smaller model, and "
+                "begin anew with `tunesmith run --fresh`",
             )
         self.outcome.micro_batch_tokens = size // 2
         told = f"step {number:,} ran out of memory; micro-batches of {size // 2:,} tokens from here on, not {size:,}"
@@ -266,6 +268,7 @@ class Run:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         saved.tensors.clear()
         self.seen = watch.Seen(**saved.values["seen"])
+        memory.reset_peak()
 
 
 def outcome_of(saved: checkpoint.State) -> Outcome:
@@ -369,7 +372,8 @@ def _tell_memory(step: int, found: memory.Forecast, log: Log) -> None:
 
 def _course(settings: Settings, steps: int) -> watch.Course:
     warmup_steps = round(settings.warmup * steps)
-    return watch.Course(settings.learning_rate, settings.epochs, steps, warmup_steps, settings.patience)
+    usual = watch.OF_FEW if settings.method in watch.FEW else watch.USUAL_RATE
+    return watch.Course(settings.learning_rate, settings.epochs, steps, warmup_steps, settings.patience, usual)
 
 
 def _entry(

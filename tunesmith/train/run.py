@@ -36,7 +36,6 @@ def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kep
     evaluation. Until it is done, log and checkpoints stand in `kept`, and a later call goes on from there."""
     base = bases.of(base)
     chosen = _chosen(plan)
-    trackers.require(chosen["trackers"])
     if chosen["processes"] == 1:
         return work(plan, base, dataset, out, kept)
     artifacts = {name: {**asdict(a), "folder": str(a.folder)} for name, a in (("plan", plan), ("dataset", dataset))}

@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tunesmith.core.console import say
-from tunesmith.core.errors import UserError
+from tunesmith.core.tracking import require
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -34,25 +33,6 @@ Track = Callable[[dict[str, Any]], None]
 
 PROJECT = "tunesmith"  # the W&B and Trackio project and MLflow experiment, unless their environment variables name one
 _FINISH_SECONDS = 120
-_PACKAGES = {  # what each imports, and the package that brings it
-    "tensorboard": {"tensorboard": "tensorboard"},
-    "wandb": {"wandb": "wandb"},
-    "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
-    "trackio": {"trackio": "trackio"},
-}
-NAMES = tuple(_PACKAGES)
-
-
-def require(names: list[str]) -> None:
-    """Raises UserError, with the command that installs it, when a tracker's package is missing."""
-    for name in names:
-        missing = [package for module, package in _PACKAGES[name].items() if find_spec(module) is None]
-        if missing:
-            raise UserError(
-                f"train.trackers names {name}, which is not installed",
-                f"it needs {' and '.join(missing)}",
-                f"pip install {' '.join(missing)}, or take {name} off the list",
-            )
 
 
 @contextmanager

@@ -19,7 +19,8 @@ Entry = dict[str, Any]
 WINDOW = 20  # optimizer steps over which the loss is smoothed
 LASTING = 40  # optimizer steps after which a loss that is too high is no passing spike
 FIRST_STEPS = 100  # within which the loss must fall
-USUAL_RATE = 1e-3  # a learning rate at which something is learnt, whatever the method
+USUAL_RATE, OF_FEW = 1e-3, 3e-2  # learning rates at which something is learnt, by most methods and by those of FEW
+FEW = ("prompt", "prefix", "ia3")  # train so few numbers that each has to go far
 
 
 class Fault(UserError):
@@ -42,6 +43,7 @@ class Course:
     steps: int
     warmup_steps: int
     patience: int | None
+    usual_rate: float = USUAL_RATE
 
     @property
     def fallen_by(self) -> int:
@@ -52,15 +54,16 @@ class Course:
     def first_rows_again(self) -> tuple[int, int]:
         """The steps after which the first step's rows are to be measured again: what the same rows cost before and
         after differs by nothing but what was learnt, while the losses of different rows say little."""
-        return LASTING, self.fallen_by
+        return min(LASTING, self.steps), self.fallen_by
 
     @property
     def lower(self) -> str:
-        return f"set train.learning_rate to {self.learning_rate / 3:.1g}, or take it out so that the planner chooses"
+        rate = min(self.learning_rate / 3, self.usual_rate)
+        return f"set train.learning_rate to {rate:.1g}, or take it out so that the planner chooses"
 
     @property
     def higher(self) -> str:
-        rate = max(10 * self.learning_rate, 1e-4)
+        rate = max(10 * self.learning_rate, self.usual_rate / 10)
         return f"set train.learning_rate to {rate:.1g}, or take it out so that the planner chooses"
 
 
@@ -106,7 +109,7 @@ def faults(seen: Seen, entry: Entry, course: Course) -> list[Fault]:
     if "validation_loss" in entry and math.isfinite(entry["validation_loss"]):
         _remember_evaluation(seen, entry["validation_loss"], entry["step"])
         found.append(_validation_diverged(seen, course))
-        found.append(_overfits(seen, course))
+        found += [_overfits(seen, course), _no_better(seen, course)]
     if "validation_end_only" in entry:
         found.append(_answers_with_nothing(seen, entry["validation_end_only"], entry["step"], course))
     return [fault for fault in found if fault]
@@ -198,7 +201,7 @@ def _does_not_fall(seen: Seen, first_rows_loss: float, course: Course) -> Fault 
 
     if kendalltau(range(len(early)), early, alternative="less").pvalue < 0.05:
         return None
-    low = course.learning_rate < USUAL_RATE
+    low = course.learning_rate < course.usual_rate
     return Fault(
         "no fall",
         f"the loss did not fall in the first {len(early)} steps: on the first step's rows it was {before:.4f} and is "
@@ -225,22 +228,35 @@ def _answers_with_nothing(seen: Seen, share: float, step: int, course: Course) -
 
 
 def _overfits(seen: Seen, course: Course) -> Fault | None:
-    """Validation loss is a tenth and 0.05 nats above its best while training loss fell: rows are learnt by heart. With
-    `patience` the run ends by that; without, it is told."""
+    """Validation loss is a tenth and 0.05 nats above its best while training loss fell: rows are learnt by heart."""
     best, now = _best(seen), seen.evaluations[-1]
     rise = now["validation_loss"] - best["validation_loss"]
-    if course.patience is not None or rise <= max(0.05, best["validation_loss"] / 10):
-        return None
-    if not _training_fell(seen, best, now):
+    if rise <= max(0.05, best["validation_loss"] / 10) or not _training_fell(seen, best, now):
         return None
     epochs = course.epochs * best["step"] / course.steps
-    shorter = f"set train.patience to 2, or train.epochs to {epochs:.2g}, to save the rest of the time"
+    patience = "train.patience to 2, or " if course.patience is None else ""
+    shorter = f"set {patience}train.epochs to {epochs:.2g}, to save the rest of the time"
     return Fault(
         "overfitting",
         f"the model learns its rows by heart: validation loss rose from {best['validation_loss']:.3f} at step "
         f"{best['step']} to {now['validation_loss']:.3f} at step {now['step']} while training loss fell",
         f"the rows have been seen too often; the best state, of step {best['step']}, is the one that is kept",
         shorter if best["step"] else f"{course.lower}; more rows help too",
+        mild=True,
+    )
+
+
+def _no_better(seen: Seen, course: Course) -> Fault | None:
+    """At the end, no state was better on the validation rows than the untrained model."""
+    best, now = _best(seen), seen.evaluations[-1]
+    if best["step"] or now["step"] < course.steps:
+        return None
+    return Fault(
+        "no gain",
+        f"no state of the run is better on the validation rows than the untrained model, which is kept: its loss is "
+        f"{best['validation_loss']:.4f}, the last one {now['validation_loss']:.4f}",
+        f"a learning rate of {course.learning_rate:g} is too high, or the training rows teach something else",
+        f"{course.lower}; compare training and validation rows in the report",
         mild=True,
     )
 
@@ -252,9 +268,10 @@ def early_stop(seen: Seen, step: int, course: Course) -> str:
     best, now = _best(seen), seen.evaluations[-1]
     cause = "it learns its rows by heart by now" if _training_fell(seen, best, now) else "it learns no more"
     count = "1 evaluation" if course.patience == 1 else f"{course.patience} evaluations"
+    kept = f"the state of step {best['step']:,}" if best["step"] else "the untrained model: see the learning rate"
     return (
         f"stopped early after step {step:,} of {course.steps:,}: in {count} no validation loss below "
-        f"{best['validation_loss']:.4f}, and {cause}; the state of step {best['step']:,} is kept"
+        f"{best['validation_loss']:.4f}, and {cause}; kept is {kept}"
     )
 
 
