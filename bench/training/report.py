@@ -9,6 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "bench/results", ROOT / "docs/performance.md"
 BEGIN, END = "<!-- figures: written by bench/train.py -->\n", "<!-- /figures -->"
+LADDER = "ladder.json"
 GOALS = {"lora": 4, "full": 3}  # times TRL's best
 TARGETS = {"lora": "8 and 4 times, a quarter of the memory, half of the roofline", "full": "3 times TRL's best"}
 WITHOUT = (
@@ -36,8 +37,8 @@ def _sections(results: Path) -> list[str]:
                 sections.append(_once_more(before))
             sections += ["Where the time of our steps goes (under a profiler):", profile(found["profile"])]
             sections.append(_reach(found, GOALS[method]))
-            if found["ladder"]:
-                sections += [WITHOUT, ladder(found["ladder"])]
+            if method == "lora" and (climbed := _read(results / LADDER)):
+                sections += [WITHOUT, ladder(climbed["ladder"]), f"{climbed['measured']}."]
     if found_curves := [_read(path) for path in sorted(results.glob("curve-*.json"))]:
         sections += ["### Losses beside TRL's", curves([c for c in found_curves if c])]
     if found := _read(results / "memory.json"):
