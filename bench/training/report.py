@@ -159,7 +159,7 @@ def ladder(rungs: list[Found]) -> str:
             f"{rung['predicted']:.2f}" if "predicted" in rung else "",
             "{:.2f} ({:.2f} to {:.2f})".format(rung["measured"], *rung["interval"]),
             f"{rung['tokens_per_second_without']:,.0f}",
-            "" if rung.get("worth", True) else "under 3 %",
+            "" if rung.get("worth", True) else f"under 3 %; {rung['elsewhere'] or 'to go'}",
         )
         for rung in rungs
     ]

@@ -120,17 +120,33 @@ def test_overfitting_is_neither_a_small_rise_nor_a_rise_of_both() -> None:
     assert kinds(validations(*RISING[:3], (30, 1.2, 1.0))) == set()
 
 
+def test_a_run_that_gains_nothing_on_validation_rows_says_so_at_its_end() -> None:
+    course = watch.Course(1e-3, 3.0, 30, 2, None)
+    worse = [(0, 1.0, 0.0), (15, 1.1, 1.1), (30, 1.05, 1.0)]
+    seen = watch.Seen()
+    told = [[fault.kind for fault in watch.faults(seen, entry, course)] for entry in validations(*worse)]
+    assert told[-1] == ["no gain"]
+    assert "no gain" not in [kind for kinds in told[:-1] for kind in kinds]
+    assert kinds(validations((0, 1.0, 0.0), (15, 0.9, 1.1), (30, 0.95, 1.0)), course) == set()
+
+
+def test_rates_that_are_told_suit_the_method() -> None:
+    assert "to 0.001," in watch.Course(1e30, 1.0, 100, 5, None).lower
+    few = watch.Course(1e-3, 1.0, 100, 5, None, watch.OF_FEW)
+    assert "to 0.01," in few.higher
+
+
 def test_with_patience_the_run_ends_by_that_and_says_so() -> None:
     course = watch.Course(1e-3, 3.0, 300, 15, patience=1)
-    assert kinds(validations(*RISING), course) == set()
     seen = watch.Seen()
-    for entry in validations(*RISING):
-        watch.faults(seen, entry, course)
+    faults = [fault for entry in validations(*RISING) for fault in watch.faults(seen, entry, course)]
+    assert [fault.kind for fault in faults] == ["overfitting"]
+    assert faults[0].next == "set train.epochs to 0.2, to save the rest of the time"
     told = watch.early_stop(seen, 30, course)
     assert "stopped early after step 30 of 300" in told
     assert "in 1 evaluation no" in told
     assert "by heart" in told
-    assert "the state of step 20 is kept" in told
+    assert "kept is the state of step 20" in told
     assert "after step 4 of 300: no validation loss was a number" in watch.early_stop(watch.Seen(), 4, course)
 
 

@@ -144,6 +144,7 @@ def played_train(plan: Artifact, dataset: Artifact, out: Path) -> dict[str, Any]
         "tokens_per_second": 412.3, "train_seconds": 7.76, "peak_memory_bytes": 3_346_882_560,
         "forecast_memory_bytes": 3_401_000_000, "micro_batch_tokens": 2048,
         "peak_memory_of": "training", "trainable_parameters": 4_884_480, "kernels": [],
+        "warnings": ["step 3 ran out of memory"],
         "threads": {"value": 2, "reason": "one for each core"},
         "binding": {"value": "none", "reason": "a thread may leave its core"},
     }  # fmt: skip

@@ -98,7 +98,7 @@ def test_every_figure_of_show_stands_in_its_place(finish: Any) -> None:
     assert [row[:2] for row in page.table("setting")[1:]] == [
         ["rank", "16"], ["learning_rate", "0.0002"], ["patience", "none"]]  # fmt: skip
     assert [row[0] for row in page.table("step")[1:]] == [step.step for step in found.steps]
-    for figure in ("412.3", "7.8", "3.3 GB", "4,884,480", "0.457", "best step 30"):
+    for figure in ("412.3", "7.8", "3.3 GB", "4,884,480", "0.457", "best step 30", "ran out of memory"):
         assert figure in page.sections["training"]
 
 

@@ -66,7 +66,6 @@ def write(shipped: str, name: str, base: Base, made: dict[str, dict[str, Any]]) 
         "---",
     ]
     train, test = dataset["train"], dataset["test"]
-    loss = "" if tuned["validation_loss"] is None else f", with a validation loss of {tuned['validation_loss']:.4f}"
     return "\n".join(
         [
             *front,
@@ -98,8 +97,7 @@ def write(shipped: str, name: str, base: Base, made: dict[str, dict[str, Any]]) 
             "",
             "## Training",
             "",
-            f"{tuned['steps']} optimizer steps; these are the weights of step {tuned['best_step']}{loss}.",
-            *[f"Warning: {warning}." for warning in tuned["warnings"]],
+            _trained(tuned),
             "",
             "| setting | value | reason |",
             "| --- | --- | --- |",
@@ -158,6 +156,13 @@ def _texts(stage: dict[str, Any]) -> list[str]:
 
 def _quantised(decisions: dict[str, Any]) -> bool:
     return "quantise" in decisions and bool(decisions["quantise"]["value"])
+
+
+def _trained(tuned: dict[str, Any]) -> str:
+    """How far training went, and what it warned of."""
+    loss = "" if tuned["validation_loss"] is None else f", with a validation loss of {tuned['validation_loss']:.4f}"
+    weights = f"{tuned['steps']} optimizer steps; these are the weights of step {tuned['best_step']}{loss}."
+    return " ".join([weights, *(f"Warning: {warning}." for warning in tuned["warnings"])])
 
 
 def _measured(decisions: dict[str, Any]) -> str:
