@@ -106,7 +106,9 @@ def here(one_pass: Callable[[], T]) -> T:
 def _aside(one_pass: Callable[[], T]) -> T:
     """In a thread that ends with the pass: OpenMP's threads wait in shorter spins while there are more than cores."""
     with ThreadPoolExecutor(1, "pass", torch.set_num_threads, (torch.get_num_threads(),)) as thread:
-        return thread.submit(one_pass).result()
+        found = thread.submit(one_pass).result()
+    hardware.give_memory_back()  # what the pass had is of no use to the sums of gradients, which come next
+    return found
 
 
 def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehearsal:
