@@ -1,6 +1,6 @@
 """Trains SmolLM2-135M with tunesmith and with TRL on the same rows, in the same order, from the same adapter.
 
-    bench/train.py                five pairs and the ladder: speed, memory, loss, share of the roofline; --no-ladder
+    bench/train.py                five pairs and the ladder: speed, memory, loss, share of the roofline
     bench/train.py --quick        the ratios alone, from two pairs
     bench/train.py --full         the same for training all weights
     bench/train.py --search       looks for TRL's best configuration, which the others then use
@@ -36,7 +36,6 @@ QUICK_SECONDS = 330  # of a quick comparison's pairs
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="two pairs of few steps, no ladder; keeps no figures")] = False,
     full: Annotated[bool, typer.Option("--full", help="train all weights instead of a LoRA")] = False,
-    climb: Annotated[bool, typer.Option("--ladder/--no-ladder", help="whether each technique is taken away")] = True,
     find: Annotated[bool, typer.Option("--search", help="look for TRL's best configuration")] = False,
     losses: Annotated[str | None, typer.Option("--curve", help="compare losses over many steps, bf16 or fp32")] = None,
     pairs: Annotated[
@@ -77,14 +76,14 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _compare(workload: Workload, number: int, results: Path, *, quick: bool, climb: bool = False) -> dict[str, Any]:
+def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:
     tuned = _tuned(results, workload.full)
     measured = compare.pairs(workload, number, tuned, say, QUICK_SECONDS if quick else math.inf)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
     found |= _losses(workload, results, found, quick)
     if not quick:
         found["profile"] = workload.profile()
-    if climb and not workload.full:
+    if not quick and not workload.full:
         found["ladder"] = ladder.ladder(lambda name, engine: _said(workload.ours(engine, name)), repeats=3)
         _keep(results, LADDER, {"ladder": found["ladder"], **circumstances()})
     if not quick:
