@@ -63,9 +63,7 @@ def main(
         elif quick:
             found = _compare(workload("quick", Plan(2, warmup=1, passes=2)), pairs or 2, results, quick=True)
         else:
-            found = _compare(
-                workload("compare", Plan(5, warmup=2, passes=2)), pairs or 5, results, quick=False, climb=climb
-            )
+            found = _compare(workload("compare", Plan(5, warmup=2, passes=2)), pairs or 5, results, quick=False)
     except (UserError, RunFailed) as error:
         say(str(error))
         raise typer.Exit(1) from None
