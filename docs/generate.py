@@ -4,6 +4,7 @@ docs/config.md        every key of the project file, from the docstrings in core
 docs/cli.md           every command, from the live command line
 docs/show.schema.json what `tunesmith show --json` prints
 README.md             the table of results, from recipes/*/result.json
+recipes/README.md     what each method came to, from recipes/*/results/METHOD.json
 tunesmith.schema.json what an editor needs to complete and check a project file
 """
 
@@ -28,28 +29,47 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/cli.md": _cli(),
         ROOT / "docs/show.schema.json": _json(Show.model_json_schema()),
         ROOT / "tunesmith.schema.json": _json(config.schema()),
-        ROOT / "README.md": _readme((ROOT / "README.md").read_text(encoding="utf-8")),
+        ROOT / "README.md": _filled("README.md", "results", _results()),
+        ROOT / "recipes/README.md": _filled("recipes/README.md", "methods", _methods()),
     }
 
 
-def _readme(text: str) -> str:
-    """The README with its table of results written anew from the files that `docs/results.py` keeps."""
-    head, _, rest = text.partition("<!-- results -->\n")
-    tail = rest.partition("<!-- /results -->")[2]
-    results = {path.parent.name: json.loads(path.read_text()) for path in sorted(ROOT.glob("recipes/*/result.json"))}
-    lines = ["| recipe | test rows | metric | base | tuned | training |", "| --- | --- | --- | --- | --- | --- |"]
-    for recipe, found in results.items():
+def _filled(page: str, name: str, lines: Iterator[str]) -> str:
+    """A page whose part between two comments of this name is written anew."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    head, _, rest = text.partition(f"<!-- {name} -->\n")
+    tail = rest.partition(f"<!-- /{name} -->")[2]
+    return f"{head}<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->{tail}"
+
+
+def _results() -> Iterator[str]:
+    yield "| recipe | test rows | metric | base | tuned | training |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for path in sorted(ROOT.glob("recipes/*/result.json")):
+        recipe, found = path.parent.name, json.loads(path.read_text())
         for metric in ("field_f1", "exact_match", "valid_json"):
-            base, tuned = (found["metrics"][side][metric] for side in ("base", "tuned"))
+            base, tuned = (_figure(found["metrics"][side][metric]) for side in ("base", "tuned"))
             rows, minutes = found["rows"], found["training"]["seconds"] / 60
             rate = found["training"]["tokens_per_second"]
             training = f"{rows['train']:,} rows, {minutes:.1f} min at {rate:,.0f} tokens/s"
-            lines.append(
-                f"| [{recipe}](recipes/{recipe}) | {rows['test']} | {metric} "
-                f"| {_figure(base)} | {_figure(tuned)} | {training} |"
-            )
-    note = "\n95 % intervals in brackets. SmolLM2-135M on two CPU cores; `recipes/*/result.json` hold the runs.\n"
-    return f"{head}<!-- results -->\n" + "\n".join(lines) + f"\n{note}<!-- /results -->{tail}"
+            yield f"| [{recipe}](recipes/{recipe}) | {rows['test']} | {metric} | {base} | {tuned} | {training} |"
+    yield "\n95 % intervals in brackets. SmolLM2-135M on two CPU cores; `recipes/*/result.json` hold the runs."
+
+
+def _methods() -> Iterator[str]:
+    yield "| recipe | trains | field_f1 | valid_json | verdict | training | tokens/s | peak memory |"
+    yield "|---|---:|---:|---:|---|---:|---:|---:|"
+    kept = [(path.stem, json.loads(path.read_text())) for path in ROOT.glob("recipes/support/results/*.json")]
+    kept.append(("tunesmith", json.loads((ROOT / "recipes/support/result.json").read_text())))
+    for name, found in sorted(kept, key=lambda each: -each[1]["metrics"]["tuned"]["field_f1"]["value"]):
+        training, tuned = found["training"], found["metrics"]["tuned"]
+        yield (
+            f"| [{name}.yaml](support/{name}.yaml) | {training['trainable_parameters']:,} "
+            f"| {tuned['field_f1']['value']:.3f} | {tuned['valid_json']['value']:.3f} | {found['verdict']} "
+            f"| {training['steps']} steps, {training['seconds'] / 60:.1f} min "
+            f"| {training['tokens_per_second']:,.0f} | {training['peak_memory_bytes'] / 1e9:.2f} GB |"
+        )
+    yield "\nEach trained once, on two CPU cores; `support/results` holds the runs, with the intervals of all figures."
 
 
 def _figure(figure: dict[str, float]) -> str:

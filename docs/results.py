@@ -1,4 +1,8 @@
-"""Keeps the last run of each named recipe as recipes/NAME/result.json, for the README's table."""
+"""Keeps the last runs of recipes for the tables of results: `python docs/results.py booking support support/full`.
+
+NAME is recipes/NAME/tunesmith.yaml, kept as recipes/NAME/result.json; NAME/METHOD is recipes/NAME/METHOD.yaml, kept as
+recipes/NAME/results/METHOD.json.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from pathlib import Path
 import tunesmith
 from tunesmith.core import hardware
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 KEPT = {"project", "model", "finished", "verdict", "gates", "metrics", "rows", "tokens", "training"}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        folder = Path(__file__).resolve().parents[1] / "recipes" / name
-        found = tunesmith.show(folder).model_dump(mode="json", include=KEPT)
+        recipe, _, method = name.partition("/")
+        found = tunesmith.show(RECIPES / recipe / f"{method or 'tunesmith'}.yaml").model_dump(mode="json", include=KEPT)
         found["machine"] = {"cpu": hardware.probe().name, "cores": hardware.cores()}
-        (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote recipes/{name}/result.json")
+        kept = RECIPES / recipe / (f"results/{method}.json" if method else "result.json")
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {kept.relative_to(RECIPES.parent)}")

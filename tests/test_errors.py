@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -40,6 +41,16 @@ def test_a_missing_project(tmp_path: Path) -> None:
     what, _, following = refused(tmp_path / "tunesmith.yaml", "run")
     assert "no project file" in what
     assert "tunesmith init" in following
+
+
+def test_a_refusal_as_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", "run", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 1
+    assert set(error) == {"what", "why", "next"}
+    assert error["what"] in " ".join(done.stderr.split())
 
 
 def test_a_missing_data_file(project: Write) -> None:

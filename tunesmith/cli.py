@@ -203,7 +203,8 @@ def _print_json(value: object) -> None:
 
 
 def main() -> None:
-    """Entry point: a UserError becomes three lines on stderr and status 1; Ctrl-C becomes 130, SIGTERM 143."""
+    """Entry point: a UserError becomes three lines on stderr and status 1, and with --json an object on stdout too;
+    Ctrl-C becomes 130, SIGTERM 143."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no dash gets a question mark, not a traceback
@@ -213,6 +214,8 @@ def main() -> None:
         app()
     except UserError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}")
+        if "--json" in sys.argv:
+            _print_json({"error": {"what": error.what, "why": error.why, "next": error.next}})
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
