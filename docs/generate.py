@@ -57,19 +57,20 @@ def _results() -> Iterator[str]:
 
 
 def _methods() -> Iterator[str]:
-    yield "| recipe | trains | field_f1 | valid_json | verdict | training | tokens/s | peak memory |"
-    yield "|---|---:|---:|---:|---|---:|---:|---:|"
+    yield "| recipe | field_f1 | valid_json | verdict | training | tokens/s | peak memory | run on |"
+    yield "|---|---:|---:|---|---:|---:|---:|---|"
     kept = [(path.stem, json.loads(path.read_text())) for path in ROOT.glob("recipes/support/results/*.json")]
     kept.append(("tunesmith", json.loads((ROOT / "recipes/support/result.json").read_text())))
     for name, found in sorted(kept, key=lambda each: -each[1]["metrics"]["tuned"]["field_f1"]["value"]):
         training, tuned = found["training"], found["metrics"]["tuned"]
         yield (
-            f"| [{name}.yaml](support/{name}.yaml) | {training['trainable_parameters']:,} "
+            f"| [{name}.yaml](support/{name}.yaml) "
             f"| {tuned['field_f1']['value']:.3f} | {tuned['valid_json']['value']:.3f} | {found['verdict']} "
             f"| {training['steps']} steps, {training['seconds'] / 60:.1f} min "
-            f"| {training['tokens_per_second']:,.0f} | {training['peak_memory_bytes'] / 1e9:.2f} GB |"
+            f"| {training['tokens_per_second']:,.0f} | {training['peak_memory_bytes'] / 1e9:.2f} GB "
+            f"| {found['finished'][:10]} |"
         )
-    yield "\nEach trained once, on two CPU cores; `support/results` holds the runs, with the intervals of all figures."
+    yield "\nOne run each, on two CPU cores; methods that are missing were not run. `support/results` holds the runs."
 
 
 def _figure(figure: dict[str, float]) -> str:

@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -213,20 +213,23 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
-        if "--json" in sys.argv:
-            _print_json({"error": {"what": error.what, "why": error.why, "next": error.next}})
-        sys.exit(1)
+        _refuse(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        err.print(f"[bold red]error:[/] a file cannot be written or read{escape(where)}\n  why:  {error.strerror}")
-        err.print("  next: free some space or mend the permissions, then run the same command again")
-        sys.exit(1)
+        next = "free some space or mend the permissions, then run the same command again"
+        _refuse(UserError(f"a file cannot be written or read{where}", error.strerror or str(error), next))
     except Interrupted as stop:
         err.print(f"\nstopped{escape(_how_to_go_on(stop.saved))}")
         sys.exit(stop.exit_status)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    err.print(f"[bold red]error:[/] {escape(str(error))}")
+    if "--json" in sys.argv:
+        _print_json({"error": {"what": error.what, "why": error.why, "next": error.next}})
+    sys.exit(1)
 
 
 def _how_to_go_on(saved: str) -> str:
