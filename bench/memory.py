@@ -3,8 +3,8 @@
     bench/memory.py            every case, about ten minutes
     bench/memory.py --case 3   one of them
 
-Prints a table and, as its last line, JSON; figures go to bench/results/memory.json. Speed does not matter here, so that
-other work on the machine does not either.
+Prints a table and, as its last line, JSON; figures go to bench/results, into the folder of this kind of machine. Speed
+does not matter here, so that other work on the machine does not either.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from training import report
-from training.report import RESULTS
 from training.runs import measure
-from training.workload import Plan, circumstances, prepare
+from training.workload import Plan, circumstances, kind_of_machine, prepare
 
 from tunesmith.core import store
 from tunesmith.core.errors import UserError
@@ -46,10 +45,11 @@ CASES = [  # rows, method, tokens of a micro-batch and of an optimizer step, ste
 def main(
     case: Annotated[int | None, typer.Option(min=1, max=len(CASES), help="only this one")] = None,
     tokens: Annotated[Path | None, typer.Option(help="a folder of tokenised rows, instead of the Alpaca rows")] = None,
-    results: Annotated[Path, typer.Option(help="where figures are kept")] = RESULTS,
+    results: Annotated[Path | None, typer.Option(help="where figures are kept")] = None,
 ) -> None:
     """Compares forecast and measured peak memory; see the head of this file."""
-    out = results.parent / "output" / "memory"
+    results = results or report.RESULTS / kind_of_machine()
+    out = results / "output" / "memory"
     shutil.rmtree(out, ignore_errors=True)
     try:
         workload = prepare(out, tokens, Plan(steps=1, warmup=0), full=True)
@@ -67,8 +67,9 @@ def main(
             print(report.memory_line(found[-1]), file=sys.stderr, flush=True)
     figures = {"cases": found, **circumstances()}
     if case is None:
+        results.mkdir(parents=True, exist_ok=True)
         store.write_text(results / "memory.json", json.dumps(figures, indent=1) + "\n")
-        if results == RESULTS:
+        if results.parent == report.RESULTS:
             report.refresh()
     print(report.memory(figures))
     print(json.dumps(figures))

@@ -6,7 +6,8 @@
     bench/train.py --search       looks for TRL's best configuration, which the others then use
     bench/train.py --curve bf16   the losses of 100 steps beside TRL's own noise; or fp32
 
-Each prints a table and, as its last line, JSON; figures and raw runs go to bench/results. Run it alone on the machine.
+Each prints a table and, as its last line, JSON; figures and raw runs go to bench/results, into the folder of this kind
+of machine: one without bf16 arithmetic trains in fp32, and is another race. Run it alone on the machine.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Annotated, Any
 
 import typer
 from training import compare, curve, ladder, report, search
-from training.report import LADDER, RESULTS
+from training.report import LADDER
 from training.rival import Rival
-from training.runs import RunFailed
-from training.workload import Plan, Workload, circumstances, prepare
+from training.runs import Precision, RunFailed, precision
+from training.workload import Plan, Workload, circumstances, kind_of_machine, prepare
 
 from tunesmith.core import hardware, store
 from tunesmith.core.errors import UserError
@@ -37,21 +38,22 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="two pairs of few steps, no ladder; keeps no figures")] = False,
     full: Annotated[bool, typer.Option("--full", help="train all weights instead of a LoRA")] = False,
     find: Annotated[bool, typer.Option("--search", help="look for TRL's best configuration")] = False,
-    losses: Annotated[str | None, typer.Option("--curve", help="compare losses over many steps, bf16 or fp32")] = None,
+    losses: Annotated[Precision | None, typer.Option("--curve", help="compare losses over many steps")] = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="interleaved runs of each side, 5 or in a quick one 2")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="timed optimizer steps")] = None,
     tokens: Annotated[Path | None, typer.Option(help="a folder of tokenised rows, instead of the Alpaca rows")] = None,
-    results: Annotated[Path, typer.Option(help="where figures are kept")] = RESULTS,
+    results: Annotated[Path | None, typer.Option(help="where figures are kept")] = None,
 ) -> None:
     """Compares tunesmith's training with TRL's; see the head of this file."""
+    results = results or report.RESULTS / kind_of_machine()
     threads = hardware.threads()
     if threads.value < hardware.cores():
         say(f"warning: {threads.reason}; what is measured now is worth little")
 
     def workload(name: str, plan: Plan) -> Workload:
-        out = results.parent / "output" / f"{name}-{_method(full)}"
+        out = results / "output" / f"{name}-{_method(full)}"
         shutil.rmtree(out, ignore_errors=True)
         return prepare(out, tokens, replace(plan, steps=steps or plan.steps), full)
 
@@ -114,11 +116,9 @@ def _search(workload: Workload, results: Path) -> dict[str, Any]:
     return found
 
 
-def _curve(workload: Workload, precision: str, results: Path) -> dict[str, Any]:
-    if precision not in ("bf16", "fp32"):
-        raise UserError(f"there is no precision `{precision}`", "curves are in bf16 or fp32", "give one of these")
-    found = {**curve.curve(workload, "bf16" if precision == "bf16" else "fp32"), **circumstances()}
-    name = f"curve-{found['method']}-{precision}"
+def _curve(workload: Workload, of: Precision, results: Path) -> dict[str, Any]:
+    found = {**curve.curve(workload, of), **circumstances()}
+    name = f"curve-{found['method']}-{of}"
     _keep(results, f"{name}.json", found)
     if not curve.plot(found, results / f"{name}.svg"):
         say("no plot: matplotlib is not installed")
@@ -144,19 +144,19 @@ def _losses(workload: Workload, results: Path, found: dict[str, Any], quick: boo
     """How far the losses lie apart where TRL computes as nearly as we do as it can: as `--curve` found it, where it did
     with this very engine, else over these few steps; a quick comparison makes none. (The runs that are compared in
     speed are in precisions of their own.)"""
-    keys = ("max_loss_difference", "noise_band", "loss_steps")
-    path = results / f"curve-{found['method']}-bf16.json"
+    keys, command = ("max_loss_difference", "noise_band", "loss_steps"), f"`--curve {precision()}`"
+    path = results / f"curve-{found['method']}-{precision()}.json"
     kept = store.read_json(path) if path.is_file() else {"engine": None}
     if kept["engine"] == found["engine"]:
         return {**{key: kept[key] for key in keys}, "losses_from": path.name}
     if quick:
-        return {**dict.fromkeys(keys), "losses_from": "`--curve bf16` was not run with this engine"}
+        return {**dict.fromkeys(keys), "losses_from": f"{command} was not run with this engine"}
     say("losses, in runs that compute alike")
     try:
-        short = curve.curve(replace(workload, passes=1), "bf16")
+        short = curve.curve(replace(workload, passes=1), precision())
     except RunFailed as failure:
         return {**dict.fromkeys(keys), "losses_from": str(failure)}
-    return {**{key: short[key] for key in keys}, "losses_from": "runs of these steps; `--curve bf16` takes more"}
+    return {**{key: short[key] for key in keys}, "losses_from": f"runs of these steps; {command} takes more"}
 
 
 def _said(run: Any) -> Any:
@@ -178,7 +178,7 @@ def _keep(results: Path, name: str, found: dict[str, Any]) -> None:
     results.mkdir(parents=True, exist_ok=True)
     store.write_text(results / name, "{\n" + lines + "\n}\n")
     say(f"wrote {results / name}")
-    if results == RESULTS:
+    if results.parent == report.RESULTS:
         report.refresh()
 
 

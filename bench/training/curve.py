@@ -11,16 +11,14 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from training.ours import Engine
 from training.rival import Rival
-from training.runs import Run, RunFailed
+from training.runs import Precision, Run, RunFailed
 from training.workload import Workload
-
-Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)

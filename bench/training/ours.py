@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from training.runs import Job, Meter, request_and_answer
+from training.runs import Job, Meter, Precision, precision, request_and_answer
 from tunesmith.core import hardware
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Engine:
     """Each technique of ours that the ladder can take away; the defaults are what users get. `compiled` is of the
     elementwise loops; attention is `plain` where it is not compiled, `reference` where autograd goes through it."""
 
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = field(default_factory=precision)
     micro_batch_tokens: int = 1024
     attention: Literal["fast", "plain", "reference"] = "fast"
     head: Literal["fast", "reference"] = "fast"

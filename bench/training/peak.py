@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.runs import request_and_answer
+from training.runs import precision, request_and_answer
 from tunesmith.core import hardware, store
 
 VALIDATED = 40  # rows
@@ -30,7 +30,7 @@ def main() -> None:
     few = packed.Tokens(Path(asked["rows"]), "train")
     few.ends = few.ends[:VALIDATED]
     method = methods.of(METHODS[asked["method"]])
-    model = load.model(Path(asked["base"]), "bf16", packed=True, quantise=method.quantise)
+    model = load.model(Path(asked["base"]), precision(), packed=True, quantise=method.quantise)
     packed.require_same_loss(packed.fast(model), rows)
     scorer = packed.fast(methods.attach(model, method, 0))
     settings = loop.Settings(

@@ -8,6 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "bench/results", ROOT / "docs/performance.md"
+KINDS = {"gpu-bf16": "a GPU", "cpu-bf16": "a CPU with bf16 arithmetic", "cpu-fp32": "a CPU without bf16 arithmetic"}
 BEGIN, END = "<!-- figures: written by bench/train.py -->\n", "<!-- /figures -->"
 LADDER = "ladder.json"
 GOALS = {"lora": 4, "full": 3}  # times TRL's best
@@ -30,6 +31,15 @@ def rendered(text: str, results: Path) -> str:
 
 def _sections(results: Path) -> list[str]:
     sections = []
+    for kind, title in KINDS.items():
+        if found := _figures(results / kind):
+            sections += [f"## On {title}", *found]
+    return sections or ["No figures yet: run the commands above."]
+
+
+def _figures(results: Path) -> list[str]:
+    """Of one kind of machine."""
+    sections = []
     for method, title in (("lora", "LoRA, rank 16 on all linear layers"), ("full", "All weights")):
         if found := _read(results / f"{method}.json"):
             sections += [f"### {title}", f"To reach: {TARGETS[method]}.", comparison(found)]
@@ -46,7 +56,7 @@ def _sections(results: Path) -> list[str]:
     for name, title in (("rival_search.json", "LoRA"), ("rival_search_full.json", "all weights")):
         if found := _read(results / name):
             sections += [f"### TRL's best configuration: {title}", trials(found)]
-    return sections or ["No figures yet: run the commands above."]
+    return sections
 
 
 def comparison(found: Found) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from training.rows import RANK
-from training.runs import request_and_answer
+from training.runs import precision, request_and_answer
 from tunesmith.core import hardware, store
 
 
@@ -54,22 +54,25 @@ def flops_per_token(model: Shape, facts: dict[str, Any], full: bool) -> float:
 def request(base: Path, facts: dict[str, Any], full: bool) -> dict[str, Any]:
     """What to ask the process that measures: the model's shapes at the tokens of a mean step."""
     tokens = round(facts["tokens"] / facts["steps"])
-    return {**asdict(shape(base)), "tokens": tokens, "labels": round(tokens * facts["label_share"]), "full": full}
+    counts = {"tokens": tokens, "labels": round(tokens * facts["label_share"])}
+    return {**asdict(shape(base)), **counts, "full": full, "precision": precision()}
 
 
 def main() -> None:
-    """bf16 matrix products at the model's shapes, in the environment and with the threads of our engine: median time of
-    each, and floating-point operations a second over all of them as often as a step needs them."""
+    """Matrix products at the model's shapes and in its precision, in our engine's environment and with its threads: the
+    median time of each, and floating-point operations a second over all of them as often as a step needs them."""
     hardware.calm_threads()
     import torch
 
+    from tunesmith.models.load import DTYPES
+
     asked, answer = request_and_answer()
-    threads = hardware.threads()
+    threads, dtype = hardware.threads(), DTYPES[asked["precision"]]
     torch.set_num_threads(threads.value)
     work = [(asked["tokens"], *linear, asked["layers"]) for linear in asked["linears"]]
     flops = seconds = 0.0
     for tokens, outputs, inputs, times in [*work, (asked["labels"], *asked["head"], 1)]:
-        x, w, dy = (torch.randn(*s).bfloat16() for s in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
+        x, w, dy = (torch.randn(*s).to(dtype) for s in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
         products = [partial(torch.mm, x, w.t()), partial(torch.mm, dy, w)]
         if asked["full"]:
             products.append(partial(torch.mm, dy.t(), x))

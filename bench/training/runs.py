@@ -9,11 +9,17 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.core import hardware
 
 BENCH = Path(__file__).resolve().parents[1]
+Precision = Literal["bf16", "fp32"]
+
+
+def precision() -> Precision:
+    """Of a model of this size, as the plan has it: bf16 where the machine multiplies it in hardware."""
+    return "bf16" if hardware.probe().bf16 else "fp32"
 
 
 @dataclass(frozen=True)

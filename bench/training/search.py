@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from training.rival import Rival
+from training.runs import Precision, precision
 
 LIMIT_SECONDS = 600.0
 FINALISTS, RUNS = 3, 3
-START = Rival(weights="bf16", autocast=False, checkpointing=False, grouped=True)
 
 LAYOUTS: list[dict[str, Any]] = [
     {"grouped": False},
@@ -31,6 +31,7 @@ PRECISIONS: list[dict[str, Any]] = [
     {"weights": "bf16", "autocast": False},
     {"weights": "bf16", "autocast": True},
     {"weights": "fp32", "autocast": True},
+    {"weights": "fp32", "autocast": False},
 ]
 ROUNDS: list[list[dict[str, Any]]] = [
     [*PRECISIONS, {"checkpointing": True}],
@@ -41,6 +42,11 @@ ROUNDS: list[list[dict[str, Any]]] = [
     [{"short_spins": True}],
     [{"compiled": True}],
 ]
+
+
+def start(weights: Precision) -> Rival:
+    """Where the search begins: weights in what the machine is fastest in, and no checkpointing."""
+    return Rival(weights=weights, autocast=False, checkpointing=False, grouped=True)
 
 
 @dataclass
@@ -71,7 +77,7 @@ def search(attempt: Callable[[Trial], None], full: bool) -> list[Trial]:
             attempt(trials[rival])
         return trials[rival]
 
-    best = START
+    best = start(precision())
     for changes in _rounds(full):
         for change in changes:
             tried(replace(best, **change))

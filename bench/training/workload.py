@@ -15,7 +15,7 @@ from typing import Any
 from training import rows
 from training.ours import Engine
 from training.rival import Rival
-from training.runs import BENCH, Job, Run, measure, run
+from training.runs import BENCH, Job, Run, measure, precision, run
 from tunesmith.core import hardware
 from tunesmith.core.errors import DataError
 from tunesmith.models import base as bases
@@ -113,6 +113,12 @@ def _data() -> Path:
             "set TUNESMITH_REAL_DATA, or give tokenised rows: --tokens output/steps/format",
         )
     return path
+
+
+def kind_of_machine() -> str:
+    """Figures are kept by kind: what is fastest on the one, for us and for others, is slow on the other."""
+    machine = hardware.probe()
+    return f"{'gpu' if machine.gpu else 'cpu'}-{precision()}"
 
 
 def circumstances() -> dict[str, Any]:

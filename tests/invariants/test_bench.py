@@ -49,8 +49,9 @@ class Speeds:
         trial.tokens_per_second.append(best.get(trial.rival, speed))
 
 
-def test_one_runs_luck_does_not_make_a_winner() -> None:
-    start = search.START
+def test_one_runs_luck_does_not_make_a_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = search.start("bf16")
+    monkeypatch.setattr(search, "precision", lambda: "bf16")
     speeds = Speeds(lucky=start, frail=search.replace(start, weights="fp32", autocast=True))
     found = search.search(speeds.attempt, full=False)
     assert found[0].rival not in (speeds.lucky, speeds.frail)
