@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunesmith import api, terminal
-from tunesmith.core import interrupt
+from tunesmith.core import hardware, interrupt
 from tunesmith.core.console import err, out
 from tunesmith.core.errors import UserError
 from tunesmith.core.interrupt import Interrupted
@@ -210,6 +210,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows no dash gets a question mark, not a traceback
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of a speed unasked for
     interrupt.install()
+    hardware.keep_out_compiler()
     try:
         app()
     except UserError as error:

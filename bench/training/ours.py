@@ -39,9 +39,13 @@ def main() -> None:
     engine = Engine(**job.settings)
     if engine.short_spins:
         hardware.calm_threads()
+    hardware.keep_out_compiler()
+    load_before = hardware.load()
     import torch
 
-    threads = hardware.threads()
+    from tunesmith.train import loop  # noqa: F401, with all that training needs
+
+    threads = hardware.threads(load_before)
     torch.set_num_threads(threads.value)
     meter, training = Meter(job), Training(job, engine)
     meter.begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,31 @@ def test_a_core_that_another_process_keeps_busy_is_left_to_it() -> None:
         other.wait()
     assert 1 <= found.value < hardware.cores()
     assert "other processes keep about" in found.reason
+
+
+def test_work_of_this_process_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that began before it takes no time of its own."""
+    monkeypatch.setattr(hardware, "SAMPLE_SECONDS", 0.5)
+    since = hardware.load()
+    while time.monotonic() < since.at + 0.6:
+        pass
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    found = hardware.load()
+    hardware.threads(since)
+    assert slept == [0.0]
+    if since.busy_seconds is not None:
+        assert found.busy_seconds is not None
+        assert found.busy_seconds - since.busy_seconds < 0.2 + 0.6 * (hardware.cores() - 1)
+
+
+def test_torchs_compiler_is_kept_out_on_a_cpu_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    hardware.keep_out_compiler()
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "0"
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    hardware.keep_out_compiler()
+    assert os.environ.pop("TORCHDYNAMO_DISABLE", None) == (None if hardware.probe().gpu else "1")
 
 
 def test_threads_are_bound_only_where_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +105,9 @@ def test_a_container_has_the_cores_that_its_quota_pays_for(
     monkeypatch.setattr(control_groups, "cores", lambda: 1.2)
     monkeypatch.setattr(hardware, "_allowed", lambda: set(range(64)))
     assert hardware.cores() == 2
-    monkeypatch.setattr(hardware, "_busy_cores_of_others", lambda: 40.0)
+    monkeypatch.setattr(hardware, "_busy_cores_of_others", lambda since: 40.0)
     assert hardware.threads().value == 2  # of the 24 that are free
-    monkeypatch.setattr(hardware, "_busy_cores_of_others", lambda: 63.0)
+    monkeypatch.setattr(hardware, "_busy_cores_of_others", lambda since: 63.0)
     assert hardware.threads().value == 1
 
 

@@ -103,6 +103,15 @@ def test_each_new_size_is_counted() -> None:
     assert also.peak_bytes - found.peak_bytes == pytest.approx(memory.MARGIN * 2 * 3_500, abs=2)
 
 
+@pytest.mark.parametrize(("new_size", "passes"), [(0, 2), (1_000, 2), (7_000, 3)])
+def test_what_new_sizes_leave_is_looked_at_where_it_is_not_little(new_size: int, passes: int) -> None:
+    machine = Machine(Rows([40, 42, 44, 46]), new_size)
+    found = forecast(machine, [[i] for i in range(3)], 10)  # the longest row is in none of these steps
+    assert len(machine.asked) == passes
+    exact = REST + TOKEN * 44 + 4 * new_size + 2 * EXACT  # four sizes, with the longest row's
+    assert found.peak_bytes == pytest.approx(memory.MARGIN * exact, abs=2)
+
+
 def test_micro_batches_become_as_small_as_need_be() -> None:
     tokens = Rows([100] * 16)
     generous = forecast(Machine(tokens), [list(range(16))], 1600)
@@ -244,7 +253,8 @@ from tunesmith.train.objectives import sft
 
 method, base, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[4])
 rows, validation = (packed.Tokens(Path(sys.argv[3]), side) for side in ("train", "validation"))
-model = load.model(base, "bf16", packed=True)
+precision = "bf16" if hardware.probe().bf16 else "fp32"
+model = load.model(base, precision, packed=True)
 scorer = packed.fast(methods.attach(model, methods.Method(method, 16, 32.0), 0))
 done = loop.train(scorer, sft.loss, rows, validation, loop.Settings(**settings), lambda entry: None)
 print(json.dumps([done.forecast_bytes, memory.peak_bytes(), done.steps]))

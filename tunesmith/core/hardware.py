@@ -22,6 +22,8 @@ import psutil
 from tunesmith.core import control_groups
 from tunesmith.core.records import Decision
 
+SAMPLE_SECONDS = 0.4
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -101,11 +103,32 @@ def _allowed() -> set[int]:
     return os.sched_getaffinity(0) if sys.platform == "linux" else set(range(os.cpu_count() or 1))
 
 
-def threads() -> Decision:
+class Load(NamedTuple):
+    """For how many seconds other processes have kept this one's cores busy, at a moment of the monotonic clock; None
+    where the system does not tell."""
+
+    busy_seconds: float | None
+    at: float
+
+
+def load() -> Load:
+    """The load by now, for a later one to be compared with."""
+    stat, at = Path("/proc/stat"), time.monotonic()
+    if not stat.is_file():
+        return Load(None, at)
+    names, mine = {f"cpu{number}" for number in _allowed()}, os.times()
+    lines = [line.split() for line in stat.read_text().splitlines()]
+    ticks = [list(map(int, fields[1:8])) for fields in lines if fields and fields[0] in names]
+    busy = sum(user + nice + system + irq + soft for user, nice, system, _, _, irq, soft in ticks)
+    return Load(busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system, at)
+
+
+def threads(since: Load | None = None) -> Decision:
     """One thread a core, less the cores that other processes keep busy: threads wait for each other at every barrier,
-    so that two of them on one free core can be several times slower than one."""
+    so that two of them on one free core can be several times slower than one. They are looked at from `since` on, for
+    SAMPLE_SECONDS at least."""
     count = cores()
-    busy = round(_busy_cores_of_others())
+    busy = round(_busy_cores_of_others(since or load()))
     if (free := len(_allowed()) - busy) < count and count > 1:
         return Decision(max(1, free), f"{len(_allowed())} cores, of which other processes keep about {busy} busy")
     return Decision(count, f"one for each of the {count} cores")
@@ -129,21 +152,21 @@ def calm_threads() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
-def _busy_cores_of_others(sample_seconds: float = 0.4) -> float:
-    names = {f"cpu{number}" for number in _allowed()}
+def keep_out_compiler() -> None:
+    """Leaves torch's compiler alone in this process on a CPU, where nothing of ours needs it: bitsandbytes, which PEFT
+    imports where it is installed, would load it, for a second. Only for a process that is tunesmith's own: who imports
+    tunesmith may want to compile. Must be called before torch is imported."""
+    if not probe().gpu:
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-    def busy_seconds() -> float:
-        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-        ticks = [list(map(int, fields[1:8])) for fields in lines if fields and fields[0] in names]
-        busy = sum(user + nice + system + irq + soft for user, nice, system, _, _, irq, soft in ticks)
-        mine = os.times()
-        return busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
 
-    if not Path("/proc/stat").is_file():
+def _busy_cores_of_others(since: Load) -> float:
+    if since.busy_seconds is None:
         return 0.0
-    before, started = busy_seconds(), time.monotonic()
-    time.sleep(sample_seconds)
-    return max(0.0, (busy_seconds() - before) / (time.monotonic() - started))
+    time.sleep(max(0.0, since.at + SAMPLE_SECONDS - time.monotonic()))
+    now = load()
+    assert now.busy_seconds is not None
+    return max(0.0, (now.busy_seconds - since.busy_seconds) / (now.at - since.at))
 
 
 def reset_peak_memory() -> bool:

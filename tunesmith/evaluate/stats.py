@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtr, ndtri, stdtrit  # scipy.stats takes half a second to import
 
 from tunesmith.core.records import Interval
 
@@ -75,7 +75,7 @@ def interval(estimate: Estimate, level: float = 0.95) -> Interval:
     tail, drawn = (1 - level) / 2, estimate.rows + estimate.pseudo_rows
     if not estimate.pseudo_rows and estimate.rows < fewest_rows(tail):
         return Interval(estimate.value, -math.inf, math.inf)
-    expanded = ndtr(math.sqrt(drawn / (drawn - 1)) * stdtrit(drawn - 1, tail))
+    expanded = scipy.special.ndtr(math.sqrt(drawn / (drawn - 1)) * scipy.special.stdtrit(drawn - 1, tail))
     low, high = np.quantile(estimate.draws_R, [expanded, 1 - expanded])
     return Interval(estimate.value, min(float(low), estimate.value), max(float(high), estimate.value))
 
@@ -95,7 +95,7 @@ def rows_needed(gain: Estimate, margin: float, alpha: float, power: float = 0.8)
     if distance < 1e-12:
         return None
     sd = float(np.std(gain.draws_R, ddof=1)) * math.sqrt(gain.rows)
-    z = float(ndtri(1 - alpha) + ndtri(power))
+    z = float(scipy.special.ndtri(1 - alpha) + scipy.special.ndtri(power))
     enough = max(math.ceil((z * sd / distance) ** 2), gain.rows + 1, fewest_rows(alpha))
     unit: int = 10 ** max(0, len(str(enough)) - 2)
     return -(-enough // unit) * unit
@@ -103,7 +103,7 @@ def rows_needed(gain: Estimate, margin: float, alpha: float, power: float = 0.8)
 
 def mcnemar(better: int, worse: int) -> float:
     """Two-sided p-value of the exact McNemar test: of the rows that changed, half would be better by chance."""
-    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
+    return min(1.0, 2 * float(scipy.special.bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def permutation(

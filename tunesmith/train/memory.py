@@ -27,6 +27,7 @@ from tunesmith.train.batches import micro_batches
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
 MARGIN = 1.04  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
 NEAR = 0.98  # of the forecast: what would come past it gives free memory back to the system first
+LITTLE = 0.005  # of the peak: what all further sizes leave behind is not looked at more closely if it is less
 LOOKED_AT = 512  # micro-batches whose sizes are counted
 NOT_ENOUGH = sys.maxsize
 
@@ -184,17 +185,21 @@ def _peak(
 ) -> tuple[float, float]:
     """The peak over all passes, less what the optimizer adds, and the bytes of a pass for each token.
 
-    A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind: which
-    the smallest tells, since the first two leave other things too. Sizes that only go `forward` leave half of it.
-    Gradients of earlier passes, if any, are there besides.
+    A pass takes what the heaviest takes for each token, on top of what every new size before it has left behind. The
+    heaviest, if its size is new, leaves that and other things too: where it is little, it is taken for all; else the
+    smallest tells. Sizes that only go `forward` leave half of it. Gradients of earlier passes, if any, are there
+    besides.
     """
     summed = gradient_bytes > 0
     heavy, largest = rehearsal(heaviest, summed), packed_tokens(tokens, heaviest)
     sizes = [packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]]
     new = {size: rows for size, rows in zip(sizes, batches) if size not in {*known, largest}}
-    small = rehearsal(new[min(new)], summed) if new else heavy
+    left = max(0, heavy.after - heavy.before)
+    if new and (largest in known or left * len(new) > LITTLE * heavy.peak):
+        small = rehearsal(new[min(new)], summed)
+        left = max(0, small.after - small.before)
     token_bytes = (heavy.peak - heavy.before - gradient_bytes) / largest
-    left, seen, peak = max(0, small.after - small.before), set[int](), 0.0
+    seen, peak = set[int](), 0.0
     rest = max(heavy.before, heavy.after) + gradient_bytes + left / 2 * len(forward - {*known, *sizes})
     for size in [*sizes, largest] if len(batches) > LOOKED_AT else sizes:
         seen |= {size} & new.keys()

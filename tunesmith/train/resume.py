@@ -18,6 +18,7 @@ from tunesmith.core.records import Decision
 from tunesmith.core.step import versions
 
 if TYPE_CHECKING:
+    from tunesmith.core.hardware import Load
     from tunesmith.train.checkpoint import State
 
 
@@ -31,14 +32,14 @@ def made_with(threads: int, kernels: Sequence[str]) -> dict[str, str]:
     }
 
 
-def threads(saved: State | None, processes: int = 1, pinned: int | None = None) -> Decision:
+def threads(saved: State | None, processes: int = 1, pinned: int | None = None, since: Load | None = None) -> Decision:
     """Of each process: those of the project file; those of the run that was stopped, where this machine has as many
-    cores; or those that are free."""
+    cores; or those that are free, from `since` on (of several processes, each would take the others' work for load)."""
     if pinned:
         return Decision(pinned, "pinned in the project file")
     before = int(saved.values["around"]["made_with"]["threads"]) if saved else None
     if before is None or before > hardware.cores():
-        free = hardware.threads()
+        free = hardware.threads(since if processes == 1 else None)
         return free if processes == 1 else Decision(max(1, free.value // processes), f"a process; {free.reason}")
     return Decision(before, "as before the interruption: sums over another number of threads round otherwise")
 

@@ -47,6 +47,7 @@ def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kep
 
 def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
     """What `run` does, alone or beside other processes; the first one writes the result and returns the summary."""
+    load_before = hardware.load()
     import torch
 
     from tunesmith.models import load, methods, packed
@@ -59,7 +60,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     processes = join(chosen["sharding"])
     with processes.first_before_others():  # it removes damaged checkpoints
         saved = checkpoint.newest(kept)
-    threads = processes.agree(lambda: resume.threads(saved, processes.count, chosen["threads"]))
+    threads = processes.agree(lambda: resume.threads(saved, processes.count, chosen["threads"], load_before))
     torch.set_num_threads(threads.value)
     measured = memory.reset_peak()
     settings = _settings(chosen, dataset)
