@@ -147,7 +147,8 @@ def test_a_killed_training_is_run_again(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, folder)
     train = folder / "output/steps/train"
     done_before = set(train.glob("[!.]*"))
-    process = subprocess.Popen([*TUNESMITH, "run", "--set", "train.seed=7"], cwd=folder, stderr=subprocess.DEVNULL)
+    changes = ["--set", "train.seed=7", "--set", "train.epochs=0.4"]
+    process = subprocess.Popen([*TUNESMITH, "run", *changes], cwd=folder, stderr=subprocess.DEVNULL)
     log = folder / "output/unfinished/train/metrics.jsonl"
     for _ in range(600):
         written = log.is_file() and len(log.read_bytes().splitlines()) >= 2
@@ -158,7 +159,7 @@ def test_a_killed_training_is_run_again(finished: Path, tmp_path: Path) -> None:
     process.wait()
     assert written
     assert set(train.glob("[!.]*")) == done_before
-    again = tunesmith(folder, "run", "--set", "train.seed=7", "--until", "train")
+    again = tunesmith(folder, "run", *changes, "--until", "train")
     assert again.returncode == 0, again.stderr
     assert "the last attempt did not finish" in again.stderr or "train.seed: 0 -> 7" in again.stderr
     finished_steps = set(train.glob("[!.]*")) - done_before

@@ -240,6 +240,14 @@ def test_the_log_is_cut_to_its_length_at_the_checkpoint(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
+def test_threads_are_as_many_as_openmp_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = resume.threads(None)
+    assert (found.value, found.reason) == (1, "OMP_NUM_THREADS is set")
+    assert resume.threads(None, pinned=2).value == 2
+    assert resume.threads(None, processes=2).reason.startswith("a process; ")  # a launcher set it
+
+
 def test_threads_are_those_of_the_run_that_was_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     from tunesmith.core import hardware
     from tunesmith.train.checkpoint import State

@@ -34,11 +34,15 @@ def made_with(threads: int, kernels: Sequence[str]) -> dict[str, str]:
 
 def threads(saved: State | None, processes: int = 1, pinned: int | None = None, since: Load | None = None) -> Decision:
     """Of each process: those of the project file; those of the run that was stopped, where this machine has as many
-    cores; or those that are free, from `since` on (of several processes, each would take the others' work for load)."""
+    cores; those that OMP_NUM_THREADS allows, which launchers set for each of several processes; or those that are free,
+    from `since` on (of several processes, each would take the others' work for load)."""
     if pinned:
         return Decision(pinned, "pinned in the project file")
     before = int(saved.values["around"]["made_with"]["threads"]) if saved else None
     if before is None or before > hardware.cores():
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        if processes == 1 and asked.isdigit() and int(asked):
+            return Decision(int(asked), "OMP_NUM_THREADS is set")
         free = hardware.threads(since if processes == 1 else None)
         return free if processes == 1 else Decision(max(1, free.value // processes), f"a process; {free.reason}")
     return Decision(before, "as before the interruption: sums over another number of threads round otherwise")
