@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from tunesmith.core.errors import ModelError
-from tunesmith.models import attention, fused, packed
+from tunesmith.models import attention, fused, methods, packed
+from tunesmith.models.methods import Method
 from tunesmith.models.packed import Tokens
 
 SHAPE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -217,3 +218,11 @@ def test_a_model_that_keeps_its_attention_to_itself_is_refused() -> None:
 def test_rows_of_all_others_stay_apart(family: str) -> None:
     model = made(family, "lora")
     packed.require_same_loss(packed.fast(model), Rows())
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_prefix_must_lie_within_what_layers_look_back_over(family: str) -> None:
+    methods.attach(FAMILIES[family](), Method("prefix", virtual_tokens=3), 0)
+    with pytest.raises(ModelError, match="longer than this model looks back") as error:
+        methods.attach(FAMILIES[family](), Method("prefix", virtual_tokens=5), 0)
+    assert "virtual_tokens to 3" in error.value.next

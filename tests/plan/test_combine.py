@@ -42,6 +42,8 @@ def checked(path: Path, base: Base) -> None:
         (f"pretrain: {{{TEXTS}, train: {{method: bottleneck}}}}", ["`pretrain.train.method: bottleneck`"], "full"),
         (f"pretrain: {{{TEXTS}, train: {{width: 3}}}}", ["`pretrain.train.width: 3`"], "method: bottleneck`"),
         ("train: {method: freeze, layers: [layers.5]}", ["`train.layers`", "`layers.5`"], "layers.0"),
+        ("train: {layers: ['layers.*']}", ["`train.layers`", "`train.method: lora`"], "`train.method: freeze`"),
+        ("train: {layers: [layers.0, layers.1.self_attn, layers.1.mlp, lm_head]}", ["nothing"], "name fewer"),
         (f"pretrain: {{{TEXTS}, train: {{layers: [lmhead]}}}}", ["`pretrain.train.layers`", "`lmhead`"], "layers.0"),
     ],
 )  # fmt: skip

@@ -41,7 +41,7 @@ def good(seed: int, count: int = 300, noise: float = 0.3) -> list[float]:
 
 @pytest.mark.parametrize("figures", [
     {"loss": math.nan, "gradient_norm": 1.0}, {"loss": 1.0, "gradient_norm": math.inf},
-    {"validation_loss": math.nan}], ids=str)  # fmt: skip
+    {"validation_loss": math.nan}, {"first_rows_loss": math.nan}], ids=str)  # fmt: skip
 def test_what_is_not_a_number_is_named(figures: dict[str, float]) -> None:
     [fault] = found([{"step": 7, **figures}])
     assert "at step 7" in fault.what

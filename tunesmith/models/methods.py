@@ -131,6 +131,12 @@ def _prefix(model: PreTrainedModel, method: Method) -> PeftModel:
     with torch.no_grad():
         cache = model(input_ids=ids_V[None], use_cache=True).past_key_values
     model.set_attn_implementation(attention)
+    if (kept := min(layer.keys.shape[2] for layer in cache.layers)) < len(ids_V):
+        raise ModelError(
+            f"a prefix of {len(ids_V)} tokens is longer than this model looks back",
+            f"some of its layers keep {kept} keys and values",
+            f"lower train.virtual_tokens to {kept}, or write `train.method: prompt`",
+        )
     kv_LHVD = torch.cat([part for layer in cache.layers for part in (layer.keys, layer.values)])
     tuned = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=method.virtual_tokens))
     embedding = tuned.prompt_encoder["default"].embedding

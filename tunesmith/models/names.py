@@ -35,6 +35,15 @@ def choose(patterns: list[str], names: Iterable[str], key: str = "train.layers")
     return [name for name in names if name in found and not any(name.startswith(f"{outer}.") for outer in found)]
 
 
+def linears_outside(folder: Path, patterns: list[str]) -> set[str]:
+    """The linear layers within a model's blocks that the patterns leave, as far as weight files tell: matrices below a
+    numbered module."""
+    chosen = choose(patterns, of_folder(folder))
+    matrices = {name.rpartition(".")[0] for name, shape in base.tensors(folder).items() if len(shape) == 2}
+    blocks = {name for name in matrices if any(part.isdigit() for part in name.split("."))}
+    return {name for name in blocks if not any(name == outer or name.startswith(f"{outer}.") for outer in chosen)}
+
+
 def parameters(folder: Path, patterns: list[str]) -> int:
     """How many parameters the patterns name. A head that stands in no file is tied to the embedding, the largest weight
     of a model."""

@@ -72,6 +72,12 @@ def _method(train: Train, at: str, base: Base) -> None:
     tracking.require(train.trackers, f"{at}.trackers")
     if train.layers and base.folder:
         names.choose(train.layers, names.of_folder(base.folder), f"{at}.layers")
+        if train.method == "lora" and not names.linears_outside(base.folder, train.layers):
+            raise ConfigError(
+                f"`{at}.layers` leaves nothing for `{at}.method: lora`",
+                "every linear layer of the model is to be trained in full",
+                f"write `{at}.method: freeze`, or name fewer modules under `{at}.layers`",
+            )
 
 
 def _quantised(train: Train, at: str) -> None:

@@ -92,7 +92,7 @@ def heed(
             fault.good = good
             raise fault
         if fault.kind not in warnings:
-            warnings[fault.kind] = fault.what
+            warnings[fault.kind] = f"{fault.what} ({fault.why}); {fault.next}"
             say(f"warning: {fault}")
 
 
@@ -102,7 +102,7 @@ def faults(seen: Seen, entry: Entry, course: Course) -> list[Fault]:
     if "loss" in entry and math.isfinite(entry["loss"]):
         _remember(seen, entry["loss"], entry["step"], course)
         found.append(_diverged(seen, entry["step"], course))
-    if "first_rows_loss" in entry:
+    if "first_rows_loss" in entry and math.isfinite(entry["first_rows_loss"]):
         found.append(_diverged_from_the_first(seen, entry["first_rows_loss"], entry["step"], course))
         if entry["step"] == course.fallen_by:
             found.append(_does_not_fall(seen, entry["first_rows_loss"], course))
@@ -131,8 +131,9 @@ def _remember_evaluation(seen: Seen, validation_loss: float, step: int) -> None:
 
 
 def _not_a_number(entry: Entry, course: Course) -> Fault | None:
-    """A loss, gradient or validation loss that is infinite or not a number: nothing more is learnt from there on."""
+    """A loss or gradient that is infinite or not a number: nothing more is learnt from there on."""
     names = {"loss": "loss", "gradient_norm": "gradient", "validation_loss": "validation loss"}
+    names["first_rows_loss"] = "loss on the first step's rows"
     broken = [name for key, name in names.items() if key in entry and not math.isfinite(entry[key])]
     if not broken:
         return None
