@@ -23,7 +23,7 @@ from training.workload import Plan, circumstances, kind_of_machine, prepare
 
 from tunesmith.core import store
 from tunesmith.core.errors import UserError
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 CASES = [  # rows, method, tokens of a micro-batch and of an optimizer step, steps
     ("short", "lora", 256, 1000, 12),

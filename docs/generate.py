@@ -113,6 +113,10 @@ def _inner(schema: dict[str, Any], field: dict[str, Any]) -> tuple[dict[str, Any
 def _type(schema: dict[str, Any], field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(schema, option) for option in field["anyOf"])
+    if field.get("type") == "array":
+        return f"list of {_type(schema, field['items'])}"
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

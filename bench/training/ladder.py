@@ -100,5 +100,5 @@ def ladder(measure: Callable[[str, Engine], Run], repeats: int) -> list[dict[str
         measured = {"measured": gain.median, "interval": [gain.low, gain.high], "worth": gain.median >= WORTH}
         found.append({**predicted, **measured, "tokens_per_second_without": median(speeds[rung.technique])})
     whole = ratio(speeds[WHOLE], speeds[BOTTOM])
-    ends = {"measured": whole.median, "interval": [whole.low, whole.high]}
+    ends = {"measured": whole.median, "interval": [whole.low, whole.high], "tokens_per_second": median(speeds[WHOLE])}
     return [*found, {"technique": WHOLE, **ends, "tokens_per_second_without": median(speeds[BOTTOM])}]

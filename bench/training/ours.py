@@ -63,6 +63,7 @@ class Training:
 
     def __init__(self, job: Job, engine: Engine) -> None:
         from tunesmith.models import packed
+        from tunesmith.models.tokens import Tokens
         from tunesmith.train import loop, memory
         from tunesmith.train.objectives import sft
 
@@ -70,7 +71,9 @@ class Training:
             loop.pack = memory.pack = partial(packed.pack, share=False)
         self.learning_rate = job.learning_rate
         self.steps = job.steps
-        self.tokens = packed.Tokens(Path(job.rows), "train")
+        self.tokens = Tokens(Path(job.rows), "train")
+        if not engine.shared_beginning:
+            self.tokens.beginning = 0
         scorer = _scorer(job, engine)
         packed.require_same_loss(scorer, self.tokens)
         settings = loop.Settings(

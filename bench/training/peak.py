@@ -21,13 +21,14 @@ def main() -> None:
     import torch
 
     from tunesmith.models import load, methods, packed
+    from tunesmith.models.tokens import Tokens
     from tunesmith.train import loop, memory
     from tunesmith.train.objectives import sft
 
     asked, answer = request_and_answer()
     torch.set_num_threads(hardware.threads().value)
-    rows = packed.Tokens(Path(asked["rows"]), "train")
-    few = packed.Tokens(Path(asked["rows"]), "train")
+    rows = Tokens(Path(asked["rows"]), "train")
+    few = Tokens(Path(asked["rows"]), "train")
     few.ends = few.ends[:VALIDATED]
     method = methods.of(METHODS[asked["method"]])
     model = load.model(Path(asked["base"]), precision(), packed=True, quantise=method.quantise)

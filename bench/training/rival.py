@@ -12,7 +12,7 @@ from tunesmith.core import hardware
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from tunesmith.models.packed import Tokens
+    from tunesmith.models.tokens import Tokens
 
 Example = dict[str, list[int]]
 
@@ -74,7 +74,8 @@ def _trainer(job: Job, rival: Rival, meter: Meter) -> Any:
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
-    from tunesmith.models import load, packed
+    from tunesmith.models import load
+    from tunesmith.models.tokens import Tokens
 
     class Stopwatch(TrainerCallback):
         seen = 0
@@ -88,7 +89,7 @@ def _trainer(job: Job, rival: Rival, meter: Meter) -> Any:
                 meter.step(logs["loss"], logs["grad_norm"], int(logs["num_tokens"]) - self.seen)
                 self.seen = int(logs["num_tokens"])
 
-    tokens = packed.Tokens(Path(job.rows), "train")
+    tokens = Tokens(Path(job.rows), "train")
     packs = _packs_per_step(job, rival, tokens)
     trainer = SFTTrainer(
         model=_model(job, rival),

@@ -12,7 +12,7 @@ import numpy as np
 
 from tunesmith.core.records import Message
 from tunesmith.models import chat, load
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 MAX_LENGTH = 512
 RANK, ALPHA = 16, 32

@@ -19,7 +19,7 @@ from training.runs import BENCH, Job, Run, measure, precision, run
 from tunesmith.core import hardware
 from tunesmith.core.errors import DataError
 from tunesmith.models import base as bases
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 MODEL = "smollm2-135m-instruct"
 DATA = "formats/alpaca_en_demo.json"

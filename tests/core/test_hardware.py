@@ -65,11 +65,12 @@ def test_threads_are_bound_only_where_the_user_says_so(monkeypatch: pytest.Monke
     ("told", "files"),
     [
         ("0::/jobs/one\n", {
-            "jobs/memory.max": "900", "jobs/memory.current": "700", "jobs/memory.stat": "anon 1\ninactive_file 300",
+            "jobs/memory.max": "900", "jobs/memory.current": "700",
+            "jobs/memory.stat": "anon 1\ninactive_file 100\nactive_file 200",
             "jobs/one/memory.max": "max", "jobs/one/memory.current": "5", "jobs/one/memory.stat": "inactive_file 0"}),
         ("3:cpu:/x\n4:memory:/jobs/one\n0::/\n", {
             "memory/jobs/memory.limit_in_bytes": "900", "memory/jobs/memory.usage_in_bytes": "700",
-            "memory/jobs/memory.stat": "total_inactive_file 300",
+            "memory/jobs/memory.stat": "active_file 9\ntotal_inactive_file 100\ntotal_active_file 200",
             "memory/memory.limit_in_bytes": str((1 << 63) - 4096)}),
     ],
 )  # fmt: skip

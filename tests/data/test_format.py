@@ -15,7 +15,7 @@ from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format
 from tunesmith.models import base as bases
 from tunesmith.models import load
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 SHORT = ("hi", "hello")
 LONG = ("tell me all", "a long story " * 60)

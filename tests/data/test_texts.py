@@ -18,7 +18,7 @@ from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.data import texts
 from tunesmith.models import base as bases
 from tunesmith.models import load
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 END = 0  # <|endoftext|> of SmolLM2; its tokeniser calls <|im_end|>, with which a turn ends, its end token
 

@@ -21,7 +21,7 @@ from tunesmith.core import store
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.models import base as bases
 from tunesmith.models import load
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 from tunesmith.plan import planner
 
 RECIPE = Path(__file__).parents[2] / "recipes/domain"

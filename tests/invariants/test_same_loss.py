@@ -12,6 +12,7 @@ from tunesmith.core.step import Artifact
 from tunesmith.kernels.apply import choose
 from tunesmith.models import load, methods, packed
 from tunesmith.models.base import Base
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import loop
 from tunesmith.train.objectives import sft
 
@@ -35,12 +36,12 @@ def tuned(base: Base) -> PeftModel:
 
 
 @pytest.fixture(scope="module")
-def tokens(dataset: Artifact) -> packed.Tokens:
-    return packed.Tokens(dataset.folder, "train")
+def tokens(dataset: Artifact) -> Tokens:
+    return Tokens(dataset.folder, "train")
 
 
 def loss_and_gradients(
-    model: PeftModel, tokens: packed.Tokens, micro_batch_tokens: int
+    model: PeftModel, tokens: Tokens, micro_batch_tokens: int
 ) -> tuple[float, dict[str, torch.Tensor]]:
     run = loop.Run(packed.Scorer(model, KERNELS), sft.loss, replace(SETTINGS, micro_batch_tokens=micro_batch_tokens), 1)
     result = run.over(tokens, ROWS, learn=True)
@@ -48,7 +49,7 @@ def loss_and_gradients(
     return result.loss, {name: exact.grad / result.normaliser for name, exact in sums if exact.grad is not None}
 
 
-def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, tokens: packed.Tokens) -> None:
+def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, tokens: Tokens) -> None:
     """One pack of eight rows, eight passes of one row, and something between."""
     loss, gradients = loss_and_gradients(tuned, tokens, 100_000)
     assert len(gradients) == 2 * 7 * 30
@@ -59,7 +60,7 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, 
             assert (others[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
-def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftModel, tokens: packed.Tokens) -> None:
+def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftModel, tokens: Tokens) -> None:
     """transformers' own loss, row by row, weighted by label tokens, of a model that knows nothing of packing."""
     assert base.folder is not None
     plain = load.model(base.folder, "fp32")
@@ -76,7 +77,7 @@ def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftMod
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
-def test_rows_do_not_see_each_other(tuned: PeftModel, tokens: packed.Tokens) -> None:
+def test_rows_do_not_see_each_other(tuned: PeftModel, tokens: Tokens) -> None:
     """The log-probabilities of a row do not depend on its neighbours in the pack."""
     scorer, device = packed.Scorer(tuned, KERNELS), torch.device("cpu")
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_rows_do_not_see_each_other(tuned: PeftModel, tokens: packed.Tokens) -> 
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_with_another_head_is_refused(base: Base, tokens: packed.Tokens) -> None:
+def test_a_model_with_another_head_is_refused(base: Base, tokens: Tokens) -> None:
     """A bias on the logits, which the packed head does not know, is found before training."""
     assert base.folder is not None
     model = load.model(base.folder, "fp32", packed=True)

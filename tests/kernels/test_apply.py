@@ -29,6 +29,13 @@ def test_the_fast_kernels_pass_their_check(compiled: Operations, dtype: torch.dt
     assert kernels.layer is not None
 
 
+def test_they_pass_it_where_nothing_is_learnt_too() -> None:
+    with torch.no_grad():
+        kernels = apply.choose(torch.float32, CPU, CACHE)
+    assert kernels.notes == ()
+    assert kernels.layer is not None
+
+
 def test_a_wrong_kernel_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def leaks(
         operations: Operations, q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads, past: Past

@@ -11,6 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -31,7 +33,7 @@ from transformers import (
 from tunesmith.core.errors import ModelError
 from tunesmith.models import attention, fused, methods, packed
 from tunesmith.models.methods import Method
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 SHAPE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
@@ -48,6 +50,22 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         )
     ),
+    "deepseek_v3": lambda: DeepseekV3ForCausalLM(  # values narrower than keys
+        DeepseekV3Config(
+            **SHAPE,
+            num_key_value_heads=4,
+            moe_intermediate_size=16,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            q_lora_rank=12,
+            kv_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=8,
+            v_head_dim=6,
+        )
+    ),
     "phimoe": lambda: PhimoeForCausalLM(PhimoeConfig(**GROUPED, num_local_experts=4, sliding_window=4)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
@@ -56,7 +74,11 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
 }
 FUSED = {"llama", "mistral", "qwen2", "qwen3"}
-LINEARS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "phimoe": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LINEARS = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "phimoe": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "deepseek_v3": ["q_b_proj", "kv_b_proj", "o_proj"],
+}
 LENGTHS = [9, 5, 14, 7]
 
 
@@ -218,6 +240,24 @@ def test_a_model_that_keeps_its_attention_to_itself_is_refused() -> None:
 def test_rows_of_all_others_stay_apart(family: str) -> None:
     model = made(family, "lora")
     packed.require_same_loss(packed.fast(model), Rows())
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rows_that_would_turn_each_others_positions_are_refused(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 20, **factors}
+    model = LlamaForCausalLM(LlamaConfig(**GROUPED, rope_parameters=rope, max_position_embeddings=40)).eval()
+    model.set_attn_implementation(attention.NAME)
+    with pytest.raises(ModelError, match="beside shorter ones") as error:
+        packed.require_same_loss(packed.fast(model), Rows())
+    assert error.value.next == "set data.format.max_tokens to 20"
+
+
+def test_a_base_whose_loss_is_not_a_number_is_not_blamed_for_its_layers() -> None:
+    model = made("llama", "lora")
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="own loss is not a number"):
+        packed.require_same_loss(packed.fast(model), Rows())
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])

@@ -145,3 +145,14 @@ def test_a_user_without_a_home_has_a_cache_of_his_own(monkeypatch: pytest.Monkey
     folder.symlink_to(tmp_path)
     with pytest.raises(ResourceError, match="yours alone"):
         store.cache_dir()
+
+
+def test_a_base_that_is_quantised_already_is_refused(tiny: base.Base, tmp_path: Path) -> None:
+    assert tiny.folder is not None
+    config = store.read_json(tiny.folder / "config.json")
+    for name in ("bitsandbytes", "awq"):
+        store.write_json(tmp_path / "config.json", {**config, "quantization_config": {"quant_method": name}})
+        with pytest.raises(ModelError, match="quantised already") as error:
+            base.facts(tmp_path)
+        assert name in error.value.why
+        assert "train.quantise: nf4" in error.value.next

@@ -21,7 +21,8 @@ from tunesmith.kernels.apply import choose
 from tunesmith.models import attention, generate, load, methods, packed
 from tunesmith.models.base import Base
 from tunesmith.models.methods import Method
-from tunesmith.models.packed import Scorer, Tokens
+from tunesmith.models.packed import Scorer
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import loop
 from tunesmith.train.objectives import sft
 

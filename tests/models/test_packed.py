@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.models import attention, packed
-from tunesmith.models.packed import Tokens
+from tunesmith.models.tokens import Tokens
 
 CPU = torch.device("cpu")
 
@@ -58,6 +58,16 @@ def test_a_shared_beginning_stands_once() -> None:
     assert batch.targets_N.tolist() == [3, 4, 5, 6, 7, 9, 9, 9]
     assert batch.at_N.tolist() == [11, 12, 9, 14, 15, 19, 20, 21]  # row 1 is predicted from the beginning's last token
     assert batch.row_N.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_the_beginning_of_all_rows_is_known() -> None:
+    assert (ALIKE.beginning, ALIKE.own) == (10, [4, 3, 6])
+    short = Rows([([*BEGINNING[:9], 1, 2], 9), ([*BEGINNING, 1], 9)])
+    assert (short.beginning, short.own) == (9, [2, 2])
+    assert Rows([([*BEGINNING, 1], 10), ([*BEGINNING, 2], 4)]).beginning == 0  # learnt where it would be shared
+    assert Rows([([*BEGINNING, 1], 10), ([*BEGINNING[:7], 2, 2], 8)]).beginning == 0  # too short to be worth it
+    assert Rows([(BEGINNING, 10), ([*BEGINNING, 1], 10)]).beginning == 9  # each row keeps a token of its own
+    assert Rows([([*BEGINNING, 1], 10)]).beginning == 0
 
 
 @pytest.mark.parametrize(("rows", "why"), [

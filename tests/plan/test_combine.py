@@ -89,6 +89,25 @@ def test_quantisation_goes_with_every_kind_of_lora(
     assert error.value.next == "pip install bitsandbytes"
 
 
+@pytest.mark.parametrize(
+    ("method", "wanted"), [("bottleneck", "called `mlp`"), ("ia3", "k_proj, v_proj and down_proj")]
+)
+def test_a_method_that_finds_no_place_in_the_base_is_refused(
+    project: Write, tiny: Base, tmp_path: Path, method: str, wanted: str
+) -> None:
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    PhimoeForCausalLM(PhimoeConfig(vocab_size=9, num_key_value_heads=2, num_local_experts=2, **sizes)).save_pretrained(
+        tmp_path / "moe"
+    )
+    base = tiny.model_copy(update={"folder": tmp_path / "moe"})
+    with pytest.raises(ConfigError, match="does not go with this base") as error:
+        checked(project(f"train: {{method: {method}}}\n"), base)
+    assert wanted in error.value.why
+    checked(project("train: {method: lora}\n"), base)
+
+
 def test_patterns_wait_for_a_base_that_is_not_fetched(project: Write, tiny: Base) -> None:
     checked(project("train: {method: freeze, layers: [layers.5]}\n"), tiny.model_copy(update={"folder": None}))
 

@@ -40,6 +40,15 @@ def data(rows: int = 1000, tokens: int = 73_000, longest: int = 160, validation:
     return {"train": {"rows": rows, "tokens": tokens, "longest": longest}, "validation": {"rows": validation}}
 
 
+def test_a_pass_has_room_beside_what_all_rows_begin_with() -> None:
+    plain, shared = data(tokens=900_000, longest=900), data(tokens=900_000, longest=900)
+    shared["train"]["beginning"] = 800
+    small, large = (
+        decide(Train(batch_tokens=8000), SMALL, d, LAPTOP)["micro_batch_tokens"].value for d in (plain, shared)
+    )
+    assert (small, large) == (1024, 1824)
+
+
 def test_every_decision_has_a_reason() -> None:
     decisions = decide(Train(), SMALL, data(), LAPTOP)
     assert all(len(decision.reason) > 10 for decision in decisions.values())

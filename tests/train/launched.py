@@ -80,7 +80,8 @@ def trained(case: dict[str, Any], base: Path, dataset: Path) -> tuple[Any, list[
 
     from tunesmith.kernels.apply import choose
     from tunesmith.models import load, methods
-    from tunesmith.models.packed import Scorer, Tokens
+    from tunesmith.models.packed import Scorer
+    from tunesmith.models.tokens import Tokens
     from tunesmith.train import checkpoint, loop
     from tunesmith.train.objectives import sft
     from tunesmith.train.processes import join

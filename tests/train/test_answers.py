@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.models.packed import Packed, Scorer, Tokens, pack
+from tunesmith.models.packed import Packed, Scorer, pack
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import answers
 
 END, OTHER_END = 2, 3

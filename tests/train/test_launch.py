@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,6 +28,7 @@ from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.project import Train
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.models.base import Base
+from tunesmith.models.tokens import Tokens
 from tunesmith.plan import planner
 from tunesmith.train import launch, passes
 from tunesmith.train import run as training
@@ -136,6 +138,13 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
         until(lambda pid=pid: not alive(pid), seconds=20)
 
 
+def of_lengths(lengths: list[int]) -> Tokens:
+    """Rows that are never read but for their lengths."""
+    rows = Tokens.__new__(Tokens)
+    rows.ends, rows.beginning = np.cumsum(lengths), 0
+    return rows
+
+
 def case(method: dict[str, Any], change: dict[str, Any], sharding: str = "none") -> dict[str, Any]:
     return {"method": method, "settings": {**SETTINGS, **change, "sharding": sharding}}
 
@@ -207,11 +216,11 @@ def test_rows_are_shared_out_evenly() -> None:
 
 
 def test_sharded_processes_make_equally_many_passes() -> None:
-    lengths = [100, 10, 10, 10]
-    ranks = [Processes(rank, 2, sharded=True).passes([0, 1, 2, 3], lengths, 20) for rank in range(2)]
+    rows = of_lengths([100, 10, 10, 10])
+    ranks = [Processes(rank, 2, sharded=True).passes([0, 1, 2, 3], rows, 20) for rank in range(2)]
     assert ranks[0] == [([0], True), ([1], False)]
     assert ranks[1] == [([1, 3], True), ([2], True)]
-    assert Processes(0, 2).passes([0, 1, 2, 3], lengths, 20) == [([0], True)]
+    assert Processes(0, 2).passes([0, 1, 2, 3], rows, 20) == [([0], True)]
 
 
 def test_a_training_step_in_two_processes_leaves_what_one_leaves(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:
@@ -253,7 +262,7 @@ def test_a_pass_that_is_too_large_for_a_part_of_the_model_is_explained() -> None
         raise MemoryError
 
     with pytest.raises(ResourceError, match="more memory than there is") as error:
-        passes.step(one_pass, [0, 1], [5, 5], 10, Processes(0, 2, sharded=True))
+        passes.step(one_pass, [0, 1], of_lengths([5, 5]), 10, Processes(0, 2, sharded=True))
     assert "train.micro_batch_tokens" in error.value.next
 
 

@@ -21,8 +21,11 @@ from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format
 from tunesmith.models import load, methods
 from tunesmith.models.base import Base
-from tunesmith.models.packed import Scorer, Tokens, fast
+from tunesmith.models.methods import Method
+from tunesmith.models.packed import Scorer, fast
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import checkpoint, loop, memory, watch
+from tunesmith.train.master import Master
 from tunesmith.train.objectives import sft
 
 SETTINGS = loop.Settings(
@@ -345,3 +348,23 @@ def test_schedule() -> None:
     assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("method", "spared"), [
+    (Method("full"), {"norm"}), (Method("lora", 2, 4.0, "dora"), {"magnitude"}),
+    (Method("ia3"), {"ia3_l"})], ids=str)  # fmt: skip
+def test_weight_decay_is_for_matrices(tiny: Base, method: Method, spared: set[str]) -> None:
+    """IA3's factors mean nothing at one, DoRA's magnitudes and norms nothing at zero: those must not be drawn there."""
+    assert tiny.folder is not None
+    model = methods.attach(load.model(tiny.folder, "fp32", packed=True), method, 0)
+    master = Master(fast(model))
+    before = master.state()
+    optimizer = torch.optim.AdamW(master.groups(0.5), lr=0.1)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(master.exact)
+    for exact in master.exact:
+        exact.grad = torch.zeros_like(exact)
+    master.update(optimizer, 0.1, 1.0, 1)
+    for name, tensor in master.state().items():
+        if before[name].any():
+            decays = bool(tensor.abs().sum() < before[name].abs().sum())
+            assert decays != any(part in name for part in spared), name

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from tunesmith.core import hardware
 from tunesmith.core.errors import ResourceError
 from tunesmith.core.step import Artifact
 from tunesmith.models import load, methods
 from tunesmith.models.base import Base
-from tunesmith.models.packed import Packed, Scorer, Tokens, fast
+from tunesmith.models.packed import Packed, Scorer, fast
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import loop, memory
 from tunesmith.train.batches import micro_batches
 from tunesmith.train.memory import Rehearsal
@@ -252,13 +255,31 @@ from tunesmith.train import loop, memory
 from tunesmith.train.objectives import sft
 
 method, base, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[4])
-rows, validation = (packed.Tokens(Path(sys.argv[3]), side) for side in ("train", "validation"))
+rows, validation = (Tokens(Path(sys.argv[3]), side) for side in ("train", "validation"))
 precision = "bf16" if hardware.probe().bf16 else "fp32"
 model = load.model(base, precision, packed=True)
 scorer = packed.fast(methods.attach(model, methods.Method(method, 16, 32.0), 0))
 done = loop.train(scorer, sft.loss, rows, validation, loop.Settings(**settings), lambda entry: None)
 print(json.dumps([done.forecast_bytes, memory.peak_bytes(), done.steps]))
 """
+
+
+def test_a_peak_is_looked_for_where_the_system_does_not_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That since the process began would be taken for the pass's own."""
+    held: list[bytearray] = []
+
+    def one_pass() -> None:
+        held.append(bytearray(b"1") * (200 << 20))
+        time.sleep(0.05)
+        held.clear()
+        time.sleep(0.05)
+
+    earlier = bytearray(b"1") * (500 << 20)
+    del earlier
+    monkeypatch.setattr(hardware, "reset_peak_memory", lambda: False)
+    found = memory.rehearse(one_pass, lambda: None)
+    assert 190 << 20 < found.peak - found.before < 260 << 20
+    assert all(thread.name != "memory" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(("method", "micro", "batch"), [("lora", 300, 900), ("full", 500, 1000)])

@@ -9,23 +9,24 @@ from pathlib import Path
 TOLD = Path("/proc/self/cgroup")
 ROOT = Path("/sys/fs/cgroup")
 
-_MEMORY = {  # limit and use of memory, and what of the use are files; by controller
-    "": ("memory.max", "memory.current", "inactive_file"),  # in the second version there is one for all
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+_MEMORY = {  # limit and use of memory, and what the use counts files under; by controller
+    "": ("memory.max", "memory.current", ""),  # in the second version there is one for all
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
 _NO_LIMIT = 1 << 60  # the first version writes a number near 2^63 where there is none
 
 
 def memory(told: Path = TOLD, root: Path = ROOT) -> list[tuple[int, int]]:
     """Limit and use in bytes of each group, of either version, that limits memory. What holds files does not count as
-    used, since it is let go of at need."""
+    used, whether they were read once or often, since it is let go of at need."""
     found = []
     for controller, folder in _groups(told, root, *_MEMORY):
-        limit, used, files = _MEMORY[controller]
+        limit, used, kind = _MEMORY[controller]
         text = _text(folder / limit)
         if text.isdigit() and int(text) < _NO_LIMIT:
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            found.append((int(text), int((folder / used).read_text()) - int(stat.get(files, 0))))
+            files = sum(int(stat.get(f"{kind}{files}_file", 0)) for files in ("active", "inactive"))
+            found.append((int(text), int((folder / used).read_text()) - files))
     return found
 
 

@@ -192,7 +192,8 @@ class Train(Section):
     batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in one optimizer step."""
     threads: Annotated[int, Field(gt=0)] | None = None
-    """Of each process. Where none are named: one for each core that other programs leave free when training starts."""
+    """Threads of each process. Left out: as many as OMP_NUM_THREADS says, else one for each core that other programs
+    leave free when training starts; a run that goes on keeps those that it had."""
     micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in one forward and backward pass, at most: fewer where memory is short; the result stays the same."""
     precision: Literal["bf16", "fp32"] | None = None
@@ -200,7 +201,7 @@ class Train(Section):
     warmup: Fraction = 0.05
     """Share of the steps over which the learning rate rises; then it falls along a cosine to a tenth."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay, of matrices: norms, biases, magnitudes and factors are spared."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
     evaluations: Annotated[int, Field(gt=0)] | None = None
@@ -210,15 +211,17 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the adapter's first weights and of the order of the rows."""
     processes: Annotated[int, Field(gt=0)] = 1
-    """How many processes share the work of each optimizer step: one a GPU."""
+    """How many processes share the work of each optimizer step: one a GPU. `tunesmith run` starts them itself."""
     sharding: Literal["none", "fsdp2"] = "none"
     """`fsdp2`: weights, gradients and optimizer state are divided among the processes instead of repeated in each."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
-    """Where losses are logged too, beside the run's own record."""
+    """Where losses are logged too, beside the run's own record: into `trackers/` of the training step, or, where the
+    tracker's own settings name a server, there."""
     watch: Literal["stop", "warn"] = "stop"
     """When training goes wrong: end with an explanation, or go on and warn."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
-    """How often a checkpoint is written from which a killed run goes on."""
+    """How often a checkpoint is written from which a killed run goes on, into `unfinished/` of the output folder; the
+    last two are kept. Evaluations write one too, if that takes little of the time."""
 
 
 class Pretrain(Section):

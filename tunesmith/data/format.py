@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
     from tunesmith.models.chat import Rendered
 
-VERSION = 2
+VERSION = 3
 SIDES = ("train", "validation", "test")
 _SAMPLES = 3  # rows whose tokens and mask the report shows
 
@@ -31,6 +31,7 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
     (int64, cumulative lengths); `dropped.jsonl` has every row that could not be used, with its reason."""
     from tunesmith.models import base as bases
     from tunesmith.models import chat, load  # transformers is imported only when the step runs
+    from tunesmith.models.tokens import Tokens
 
     assert base.folder is not None
     tokenizer = load.tokenizer(base.folder)
@@ -58,7 +59,9 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
             dropped += gone
             truncated = sum(reason == "truncated" for _, _, reason, _ in results)
             _write_side(out, side, kept)
-            summary[side] = {"rows_in": len(rows), "rows": len(kept), "truncated": truncated, **_ledger(kept)}
+            beginning = Tokens(out, side).beginning
+            counts = {"rows_in": len(rows), "rows": len(kept), "truncated": truncated, "beginning": beginning}
+            summary[side] = {**counts, **_ledger(kept)}
             turns = max([turns, *(_turns(row) for row, _ in kept)])
             if side == "train":
                 store.write_json(out / "samples.json", [_sample(tokenizer, *pair) for pair in kept[:_SAMPLES]])

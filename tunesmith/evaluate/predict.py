@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from tunesmith.core.project import Generation
     from tunesmith.models.base import Base
-    from tunesmith.models.packed import Tokens
+    from tunesmith.models.tokens import Tokens
 
-VERSION = 4
+VERSION = 5
 _FP32_PARAMETERS = 1_000_000_000
 
 
@@ -74,7 +74,7 @@ def run(
 def _exam(generation: Generation, base: Base, dataset: Artifact) -> _Exam:
     from tunesmith.models import base as bases
     from tunesmith.models import chat, load
-    from tunesmith.models.packed import Tokens
+    from tunesmith.models.tokens import Tokens
 
     assert base.folder is not None
     rows, tokens = store.read_rows(dataset / "test.jsonl"), Tokens(dataset.folder, "test")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from tunesmith.kernels.layer import Shape
 from tunesmith.kernels.plain import Documents, Heads, Inputs, Operations
 
 Fn = Callable[..., Any]
+T = TypeVar("T")
 _COSINE = {torch.float32: 1 - 1e-6, torch.bfloat16: 0.999, torch.float16: 0.9999}
 _NORM = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.005}  # bf16 rounds that of a few values to 2 %
 
@@ -37,8 +38,10 @@ class Kernels:
     notes: tuple[str, ...] = ()
 
 
+@torch.enable_grad()
 def choose(dtype: torch.dtype, device: torch.device, cache: Path | None = None) -> Kernels:
-    """The fast kernels for this dtype and device, or the references of those that fail their check.
+    """The fast kernels for this dtype and device, or the references of those that fail their check, which goes backward
+    also where nothing is to be learnt.
 
     `cache` is where compiled code is kept; None leaves the C++ loops out.
     """
@@ -51,15 +54,15 @@ def choose(dtype: torch.dtype, device: torch.device, cache: Path | None = None) 
                 return False
         return True
 
-    attend: Fn = partial(attention.document_attention, operations)
+    attends: list[Fn] = [partial(attention.document_attention, operations)]
     logprobs: Fn = partial(head.label_logprobs, operations)
     whole, plain_layer = partial(layer.layer, operations), partial(layer.reference, operations)
     on_gpu = device.type == "cuda" and dtype in cuda.DTYPES
     if on_gpu:
-        attend = cuda.document_attention
-    behind = (partial(_behind, attend), partial(_behind, attention.reference))
-    if not agrees("attention", *behind, _attention_problems(dtype, device)):
-        attend = attention.reference
+        attends.insert(0, cuda.document_attention)
+    wanted, problems = partial(_behind, attention.reference), _attention_problems(dtype, device)
+    good = (fast for fast in attends if agrees("attention", partial(_behind, fast), wanted, problems))
+    attend = next(good, attention.reference)
     if not agrees("head", logprobs, head.reference, _head_problems(dtype, device)):
         logprobs = head.reference
     if on_gpu:
@@ -91,14 +94,12 @@ def disagreement(fast: Fn, reference: Fn, problem: tuple[Any, ...], dtype: torch
     """What differs between two functions of the same arguments, in value or gradient; None when they agree. The
     reference runs in fp32: both would round in bf16, and add their errors."""
     wanted = _values_and_gradients(reference, _in_fp32(problem))
-    try:
-        found = _values_and_gradients(fast, problem)
-    except Exception as error:  # whatever it is, the reference does the work
-        return f"it fails here ({_first_line(error)})"
-    for name, value in found.items():
-        if not _alike(value, wanted[name], dtype):
-            return f"its {name} differs from plain torch"
-    return None
+    found = _tried(lambda: _values_and_gradients(fast, problem))
+    if isinstance(found, str):
+        return found
+    return next(
+        (f"its {name} differs from plain torch" for name in found if not _alike(found[name], wanted[name], dtype)), None
+    )
 
 
 def _difference(fast: Fn, reference: Fn, problem: tuple[Any, ...], dtype: torch.dtype) -> str | None:
@@ -108,17 +109,19 @@ def _difference(fast: Fn, reference: Fn, problem: tuple[Any, ...], dtype: torch.
         arguments = copy.deepcopy(problem)
         return _tensors((fn(*arguments), arguments))
 
-    wanted = results(reference)
-    try:
-        found = results(fast)
-    except Exception as error:  # whatever it is, plain torch does the work
-        return f"it fails here ({_first_line(error)})"
+    wanted, found = results(reference), _tried(lambda: results(fast))
+    if isinstance(found, str):
+        return found
     alike = len(found) == len(wanted) and all(_alike(a, b, dtype) for a, b in zip(found, wanted))
     return None if alike else "it differs from plain torch"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _tried(work: Callable[[], T]) -> T | str:
+    """What a fast path gives, or why it gives nothing: whatever it raises, the reference does the work."""
+    try:
+        return work()
+    except Exception as error:
+        return f"it fails here ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tunesmith.core.errors import ModelError
@@ -53,10 +54,14 @@ def _attention(
     if isinstance(window, Tensor) or is_causal is False or sliding_window not in (None, window):
         raise _unsupported("a mask of its own")
     _, H, _, D = q_1HTD.shape
+    if (narrower := D - v_1GTD.shape[-1]) and (prefixes or narrower < 0 or k_1GTD.shape[-1] != D):
+        raise _unsupported("values of another width than its keys")
+    v_1GTD = pad(v_1GTD, (0, narrower)) if narrower else v_1GTD  # with zeros, whose mean is zero
     heads = Heads(H, k_1GTD.shape[1], D, D**-0.5 if scaling is None else scaling, window)
     q_TC, k_TC, v_TC = (x[0].transpose(0, 1).flatten(1) for x in (q_1HTD, k_1GTD, v_1GTD))
     past = prefixes[module.layer_idx] if prefixes else None
-    return kernels.attention(q_TC, k_TC, v_TC, documents, heads, past).unflatten(1, (H, D))[None], None
+    found_1THD = kernels.attention(q_TC, k_TC, v_TC, documents, heads, past).unflatten(1, (H, D))[None]
+    return found_1THD[..., : D - narrower], None
 
 
 def _unsupported(what: str) -> ModelError:

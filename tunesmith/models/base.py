@@ -112,10 +112,17 @@ def facts(folder: Path) -> dict[str, Any]:
     """Parameters, context and shape of a model folder, read from its config and the headers of its weight files;
     `linear_parameters` are those of linear layers, without embedding and head.
 
-    Raises ModelError for a config that does not tell the shape.
+    Raises ModelError for a config that does not tell the shape, and for quantised weights.
     """
     config = store.read_json(folder / "config.json")
     text = config.get("text_config") or config
+    if quantisation := config.get("quantization_config"):
+        raise ModelError(
+            "a base that is quantised already cannot be tuned here",
+            f"its weights are kept by {quantisation.get('quant_method', 'a method of their own')}, and what is trained "
+            "on them would be exact on them alone",
+            "name the model that it was made from; `train.quantise: nf4` trains on 4 bits of it",
+        )
 
     def either(key: str) -> Any:
         return text.get(key, text.get(_OTHER_NAMES[key]))

@@ -48,7 +48,7 @@ def model(
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, attn_implementation=attention.NAME if packed else "sdpa", **options
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"the model in {folder} cannot be loaded",
             str(error).strip().splitlines()[0],

@@ -7,10 +7,8 @@ is predicted from the end of the one before it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,41 +19,17 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from tunesmith.core import store
+from tunesmith.core.console import say
 from tunesmith.core.errors import ModelError
 from tunesmith.kernels.apply import Kernels, choose
 from tunesmith.kernels.plain import Documents
 from tunesmith.models import fused
+from tunesmith.models.tokens import LEAST_SHARED, Tokens
 
 _DROPOUTS = {  # as the families' configs name it
     "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_dropout",
     "resid_pdrop", "residual_dropout"}  # fmt: skip
 _TARGETS, _COMPARED = 32, 8  # that a comparison of losses takes, in so many rows at most: one alone is mostly rounding
-_LEAST_SHARED = 8  # tokens; fewer are not worth a document of their own
-
-
-class Tokens:
-    """The tokenised rows of one side of the split: three arrays on disk, read as they are needed."""
-
-    def __init__(self, folder: Path, side: str) -> None:
-        self.ids = np.load(folder / f"{side}.ids.npy", mmap_mode="r")
-        self.learnt = np.load(folder / f"{side}.learnt.npy", mmap_mode="r")
-        self.ends: NDArray[np.int64] = np.load(folder / f"{side}.ends.npy")
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        lengths: list[int] = np.diff(self.ends, prepend=0).tolist()
-        return lengths
-
-    def row(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        start = self.ends[i - 1] if i else 0
-        return self.ids[start : self.ends[i]], self.learnt[start : self.ends[i]]
-
-    def learnt_tokens(self, rows: Iterable[int]) -> int:
-        """Targets of these rows: learnt tokens that are not a row's first."""
-        return sum(int(self.row(i)[1][1:].sum()) for i in rows)
 
 
 @dataclass(frozen=True)
@@ -127,7 +101,7 @@ def _shared_beginning(parts: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) 
     for row_ids, row_learnt in parts:
         same &= (row_ids[: len(same)] == ids[: len(same)]) & ~row_learnt[: len(same)]
     shared = len(same) if same.all() else int(same.argmin())
-    return shared if len(parts) > 1 and shared >= _LEAST_SHARED else 0
+    return shared if len(parts) > 1 and shared >= LEAST_SHARED else 0
 
 
 def beginnings(tokens: Tokens, rows: list[int], like: list[int]) -> dict[int, int]:
@@ -139,7 +113,7 @@ def beginnings(tokens: Tokens, rows: list[int], like: list[int]) -> dict[int, in
         row_ids, learnt = (array[: min(shared, len(array) - 1)] for array in tokens.row(i))
         same = (row_ids == ids[: len(row_ids)]) & ~learnt
         count = len(same) if same.all() else int(same.argmin())
-        found[i] = count if count >= _LEAST_SHARED else 0
+        found[i] = count if count >= LEAST_SHARED else 0
     return found
 
 
@@ -219,6 +193,7 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
     """Compares the loss of short rows with transformers' own; raises ModelError where this architecture needs more than
     we do (a cap or a bias on its logits, say), or where its rows do not stay apart."""
     model = scorer.causal
+    _require_fixed_positions(model, max(tokens.lengths))
     shortest = heapq.nsmallest(_COMPARED, range(len(tokens)), key=lambda i: tokens.lengths[i])
     two = pack(tokens, (shortest * 2)[:2], model.device, share=False)
     try:
@@ -244,6 +219,22 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
         )
 
 
+def _require_fixed_positions(model: PreTrainedModel, longest: int) -> None:
+    """Some rotary embeddings turn by other angles in a pass whose positions go past a limit (LongRoPE, dynamic NTK):
+    one long row would then change all others."""
+    config = model.config.get_text_config()
+    told = config.to_dict().get("rope_parameters") or {}
+    for rope in (told, *(part for part in told.values() if isinstance(part, dict))):
+        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if rope.get("rope_type") in ("longrope", "dynamic") and longest > limit:
+            raise ModelError(
+                f"rows of {longest:,} tokens cannot be trained beside shorter ones",
+                f"past {limit:,} tokens this model turns the positions of all rows of a pass by other angles "
+                f"({rope['rope_type']})",
+                f"set data.format.max_tokens to {limit}",
+            )
+
+
 def _own_loss(model: PreTrainedModel, batches: list[Packed]) -> Tensor:
     """By transformers' own forward pass with eager attention, the mean over all targets."""
     implementation = model.config._attn_implementation
@@ -266,6 +257,12 @@ def _require_rows_apart(scorer: Scorer, batch: Packed) -> None:
     others_1T = ids_1T.clone()
     others_1T[0, :first] = (others_1T[0, :first] + 1) % scorer.causal.get_input_embeddings().num_embeddings
     behind_one, behind_other = scorer(of_second)[0], scorer(replace(of_second, ids_1T=others_1T))[0]
+    if not torch.isfinite(behind_one).all():
+        raise ModelError(
+            "the base's own loss is not a number",
+            f"on its shortest rows, in {str(scorer.causal.dtype).removeprefix('torch.')}; weights may be broken",
+            "set train.precision to fp32; if it stays so, fetch or save the base again",
+        )
     if not torch.allclose(
         behind_one, behind_other, rtol=0, atol=1e-4 if scorer.causal.dtype == torch.float32 else 0.02
     ):
@@ -282,6 +279,8 @@ def row_nlls(
 ) -> Iterator[tuple[float, int]]:
     """Negative log-likelihood in nats of each row's targets, and the number of them; `together` rows share a pass."""
     scorer = fast(model)
+    for note in scorer.kernels.notes:
+        say(f"  {note}")
     for at in range(0, len(rows), together):
         batch = pack(tokens, rows[at : at + together], model.device)
         row_N, nll_N = batch.row_N.cpu(), -scorer(batch)[0].double().cpu()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from tunesmith.core import tracking
+from tunesmith.core import store, tracking
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.project import Project, Train
 from tunesmith.models import names
@@ -70,6 +71,8 @@ def _method(train: Train, at: str, base: Base) -> None:
             f"raise `{at}.processes`, or remove `{at}.sharding`",
         )
     tracking.require(train.trackers, f"{at}.trackers")
+    if base.folder:
+        _places(train, at, base.folder)
     if train.layers and base.folder:
         names.choose(train.layers, names.of_folder(base.folder), f"{at}.layers")
         if train.method == "lora" and not names.linears_outside(base.folder, train.layers):
@@ -78,6 +81,29 @@ def _method(train: Train, at: str, base: Base) -> None:
                 "every linear layer of the model is to be trained in full",
                 f"write `{at}.method: freeze`, or name fewer modules under `{at}.layers`",
             )
+
+
+def _places(train: Train, at: str, folder: Path) -> None:
+    """Some methods go to modules that not every architecture has."""
+    present = {name.rpartition(".")[2] for name in names.of_folder(folder)}
+    if train.method == "bottleneck" and "mlp" not in present:
+        wanted = "modules called `mlp`"
+    elif train.method == "ia3" and not present >= {"k_proj", "v_proj", "down_proj"}:
+        from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING  # takes seconds, and is seldom needed
+
+        if (
+            store.read_json(folder / "config.json").get("model_type")
+            in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        ):
+            return
+        wanted = "k_proj, v_proj and down_proj, or an architecture that PEFT knows"
+    else:
+        return
+    raise ConfigError(
+        f"`{at}.method: {train.method}` does not go with this base",
+        f"it needs {wanted}, and the base has none",
+        f"write `{at}.method: lora`, which adapts any linear layer",
+    )
 
 
 def _quantised(train: Train, at: str) -> None:

@@ -20,8 +20,8 @@ from tunesmith.models import base as bases
 from tunesmith.models import names
 from tunesmith.plan import estimate
 
-VERSION = 5
-_PASS_TOKENS = {False: 1024, True: 16384}  # on a GPU or not: larger passes take more memory and are no faster
+VERSION = 6
+_PASS_TOKENS = {False: 1024, True: 16384}  # on a GPU or not, past what all rows begin with: larger ones are no faster
 _PINNED = "pinned in the project file"
 _METHODS = {
     "full": "every weight of the model: the most room to learn and to forget, and the most memory",
@@ -53,6 +53,7 @@ def decide(
     """Each decision stands on those above it. Those of the method alone (rank, width and the like) are there where the
     method has them. `in_full` counts the parameters of the modules under `train.layers`."""
     rows, tokens, longest = (data["train"][key] for key in ("rows", "tokens", "longest"))
+    beginning = data["train"].get("beginning", 0)  # blocks of text have none
     method = _method(train)
     longest += _virtual_tokens_fit(method, longest, model["context"])
     room = machine.memory_bytes // (1 if machine.gpu else train.processes)  # a process has a GPU of its own
@@ -71,7 +72,13 @@ def decide(
     micro = _chosen(
         train.micro_batch_tokens,
         _micro_batch_tokens(
-            estimate.bytes_per_token(model, precision.value), resident, room, batch_tokens.value, longest, machine.gpu
+            per_token=estimate.bytes_per_token(model, precision.value),
+            resident=resident,
+            room=room,
+            longest=longest,
+            enough=min(batch_tokens.value, _PASS_TOKENS[machine.gpu] + beginning),
+            divided=train.sharding != "none",
+            gpu=machine.gpu,
         ),
     )
     evaluations = _chosen(
@@ -214,11 +221,12 @@ def _batch_tokens(rows: int, tokens: int) -> Decision:
 
 
 def _micro_batch_tokens(
-    per_token: int, resident: int, room: int, batch_tokens: int, longest: int, gpu: bool
+    *, per_token: int, resident: int, room: int, longest: int, enough: int, divided: bool, gpu: bool
 ) -> Decision:
-    """All but the tokens in bytes: those a pass takes for a token, those that stay, and those that a process has."""
+    """Bytes that a pass takes for a token, that stay, and that a process has; tokens of the longest row, and past which
+    a pass gains nothing."""
     fits = max(0, room // 2 - resident) // per_token
-    value = int(max(longest, min(fits, batch_tokens, _PASS_TOKENS[gpu])))
+    value = int(max(longest, min(fits, enough)))
     peak_bytes = resident + value * per_token
     told = f"about {peak_bytes / 1e9:.1f} GB at the peak of {room / 1e9:.0f} GB for a process, to be measured"
     if resident > room:
@@ -227,7 +235,11 @@ def _micro_batch_tokens(
             f"{resident / 1e9:.1f} GB are weights and optimizer state alone",
             "choose a smaller model (`tunesmith models`) or a method that trains fewer weights (`train.method: lora`, "
             "`train.quantise: nf4`), lower data.format.max_tokens, "
-            + ("or let several GPUs divide the model (`train.sharding`)" if gpu else "or use a larger machine"),
+            + (
+                "or let several GPUs divide what trains (`train.sharding`)"
+                if gpu and not divided
+                else "or use a larger machine"
+            ),
         )
     crowded = peak_bytes > room // 2
     return Decision(value, told + (": more than half, since the longest row needs it" if crowded else ""))

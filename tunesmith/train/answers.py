@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tunesmith.models.packed import Packed, Scorer, Tokens
+from tunesmith.models.packed import Packed, Scorer
+from tunesmith.models.tokens import Tokens
 from tunesmith.train.objectives.sft import Loss
 
 ASKED_ROWS = 64  # enough to tell a quarter from a half
@@ -16,6 +17,8 @@ ASKED_ROWS = 64  # enough to tell a quarter from a half
 
 def only_end(tokens: Tokens, ends: list[int]) -> NDArray[np.bool_]:
     """For each row, whether the first token that it teaches is an end token."""
+    if not ends:
+        return np.zeros(len(tokens), dtype=bool)
     learnt_N = np.flatnonzero(tokens.learnt)
     row_N = np.searchsorted(tokens.ends, learnt_N, side="right")
     _, first_R = np.unique(row_N, return_index=True)  # every row teaches a token (models/chat.py, faults)

@@ -6,6 +6,8 @@ import heapq
 
 import numpy as np
 
+from tunesmith.models.tokens import Tokens
+
 
 def optimizer_steps(lengths: list[int], batch_tokens: int, epochs: float, seed: int) -> list[list[int]]:
     """The rows of each optimizer step. Every epoch visits each row once in an order of its own; a step takes rows
@@ -25,6 +27,11 @@ def _even(rows: list[int], lengths: list[int], count: int) -> list[list[int]]:
     ends = np.cumsum([lengths[i] for i in rows])
     step_N = np.minimum(((ends - 1) * count) // ends[-1], count - 1)
     return [part.tolist() for part in np.split(np.array(rows), np.flatnonzero(np.diff(step_N)) + 1)]
+
+
+def passes(rows: list[int], tokens: Tokens, most: int) -> list[list[int]]:
+    """A step's rows in forward passes of at most `most` tokens; what all rows begin with is in each of them once."""
+    return micro_batches(rows, tokens.own, max(1, most - tokens.beginning))
 
 
 def micro_batches(rows: list[int], lengths: list[int], micro_batch_tokens: int) -> list[list[int]]:

@@ -24,9 +24,10 @@ import torch
 
 from tunesmith.core.console import say
 from tunesmith.core.errors import ResourceError
-from tunesmith.models.packed import Packed, Scorer, Tokens, pack
+from tunesmith.models.packed import Packed, Scorer, pack
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import answers, checkpoint, memory, watch
-from tunesmith.train.batches import micro_batches, optimizer_steps, shares
+from tunesmith.train.batches import optimizer_steps, passes, shares
 from tunesmith.train.master import Master, State
 from tunesmith.train.objectives.sft import Loss
 from tunesmith.train.passes import StepResult, step
@@ -134,9 +135,8 @@ class Run:
     ) -> None:
         self.scorer, self.objective, self.processes = scorer, objective, processes
         self.master = Master(scorer, processes)
-        self.optimizer = torch.optim.AdamW(
-            self.master.exact, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        groups = self.master.groups(settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         self.outcome = Outcome(planned_steps, self.master.state(), settings.micro_batch_tokens)
         self.seen, self.heap = watch.Seen(), memory.Heap(self._held_bytes)
         self.random_state = torch.get_rng_state()
@@ -149,11 +149,11 @@ class Run:
         while True:
             size = self.outcome.micro_batch_tokens
             try:
-                return step(one_pass, rows, tokens.lengths, size, self.processes)
+                return step(one_pass, rows, tokens, size, self.processes)
             except memory.Exhausted:
                 pass  # the halving waits until what the exception holds is gone
             self.master.forget()
-            self._halve(micro_batches(rows, tokens.lengths, size))
+            self._halve(passes(rows, tokens, size))
 
     def one_pass(self, tokens: Tokens, objective: Objective, learn: bool, rows: list[int], counts: bool = True) -> Loss:
         """Loss and metrics of a micro-batch; its gradients, if it counts, come to those of the step."""

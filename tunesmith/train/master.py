@@ -8,6 +8,7 @@ with their rounding; gradients of many passes are summed in fp32 too.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,12 @@ from tunesmith.models.packed import Scorer
 from tunesmith.train.processes import ALONE, Processes, whole
 
 State = dict[str, Tensor]
+
+
+def _spared(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay spares it: norms, biases, DoRA's magnitudes and the factors of IA3, which mean nothing at
+    zero. (transformers spares norms and biases.)"""
+    return parameter.ndim < 2 or ".ia3_l." in name
 
 
 class Master:
@@ -29,9 +36,17 @@ class Master:
     def __init__(self, scorer: Scorer, processes: Processes = ALONE) -> None:
         self.processes = processes
         named = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
-        self.names, self.working = list(named), list(named.values())
+        self.names = sorted(named, key=lambda name: _spared(name, named[name]))
+        self.working = [named[name] for name in self.names]
         self.exact = [p.detach().float().clone().requires_grad_() for p in self.working]
         self._passes, self._room = 0, dict[int, Tensor]()
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The exact parameters for an optimizer, in their order; those that decay come first."""
+        spared = [_spared(name, exact) for name, exact in zip(self.names, self.exact)]
+        decay = {"params": self.exact[: spared.count(False)], "weight_decay": weight_decay}
+        none = {"params": self.exact[spared.count(False) :], "weight_decay": 0.0}
+        return [group for group in (decay, none) if group["params"]]
 
     @property
     def exact_bytes(self) -> int:

@@ -11,6 +11,7 @@ same.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,13 +22,15 @@ import torch
 
 from tunesmith.core import hardware
 from tunesmith.core.errors import ResourceError
-from tunesmith.models.packed import Tokens, beginnings, pack, rounded
-from tunesmith.train.batches import micro_batches
+from tunesmith.models.packed import beginnings, pack, rounded
+from tunesmith.models.tokens import Tokens
+from tunesmith.train.batches import passes
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
 MARGIN = 1.04  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
 NEAR = 0.98  # of the forecast: what would come past it gives free memory back to the system first
 LITTLE = 0.005  # of the peak: what all further sizes leave behind is not looked at more closely if it is less
+LOOK_SECONDS = 0.002  # between two looks at what the process holds, where the system does not tell its peak
 LOOKED_AT = 512  # micro-batches whose sizes are counted
 NOT_ENOUGH = sys.maxsize
 
@@ -116,14 +119,36 @@ def rehearse(one_pass: Callable[[], None], forget: Callable[[], None]) -> Rehear
     """Measures a pass; `forget` throws away what it leaves. Raises what the pass raises, out of memory too."""
     hardware.give_memory_back()
     before = resident_bytes()
-    reset_peak()
     try:
-        one_pass()
-        peak = peak_bytes()
+        with _watched() as peak_since:
+            one_pass()
+            peak = peak_since()
     finally:
         forget()
     hardware.give_memory_back()
     return Rehearsal(before, peak, resident_bytes())
+
+
+@contextmanager
+def _watched() -> Iterator[Callable[[], int]]:
+    """What tells the peak since the block began. Where the system does not let it begin anew, a thread looks every few
+    milliseconds what the process holds."""
+    if reset_peak():
+        yield peak_bytes
+        return
+    highest, over = [resident_bytes()], threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            highest.append(max(highest.pop(), resident_bytes()))
+
+    watcher = threading.Thread(target=look, name="memory", daemon=True)
+    watcher.start()
+    try:
+        yield lambda: max(highest[-1], resident_bytes())
+    finally:
+        over.set()
+        watcher.join()
 
 
 def forecast(
@@ -153,8 +178,8 @@ def forecast(
         raise _does_not_fit(f"the longest row ({length:,} tokens) {needs}", limit_bytes)
     size, token_bytes = wanted, (alone.peak - alone.before) / one
     while True:
-        passes = [micro_batches(step, tokens.lengths, size) for step in steps]
-        batches, summed = [rows for each in passes for rows in each], any(len(each) > 1 for each in passes)
+        cut = [passes(step, tokens, size) for step in steps]
+        batches, summed = [rows for each in cut for rows in each], any(len(each) > 1 for each in cut)
         heaviest = _heaviest(tokens, batches)
         smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
         if smallest or expected + pending_bytes <= limit_bytes:
@@ -209,7 +234,7 @@ def _peak(
 
 def _sizes(tokens: Tokens, rows: Rows, micro_batch_tokens: int) -> set[int]:
     """Of the passes over these rows."""
-    batches = micro_batches(rows, tokens.lengths, micro_batch_tokens)
+    batches = passes(rows, tokens, micro_batch_tokens)
     return {packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import memory
 from tunesmith.train.objectives.sft import Loss
 from tunesmith.train.processes import ALONE, Processes
@@ -23,7 +24,7 @@ class StepResult:
 def step(
     one_pass: Callable[[list[int], bool], Loss],
     rows: list[int],
-    lengths: list[int],
+    of: Tokens,
     micro_batch_tokens: int,
     processes: Processes = ALONE,
 ) -> StepResult:
@@ -31,12 +32,12 @@ def step(
     memory, raises memory.Exhausted in all of them, or, where they divide the model, ResourceError in that one."""
     loss_sum, normaliser, tokens, sums, enough = 0.0, 0, 0, dict[str, float](), True
     try:
-        for batch_rows, counts in processes.passes(rows, lengths, micro_batch_tokens):
+        for batch_rows, counts in processes.passes(rows, of, micro_batch_tokens):
             part = one_pass(batch_rows, counts)
             if counts:
                 loss_sum += float(part.sum)
                 normaliser += part.normaliser
-                tokens += sum(lengths[i] for i in batch_rows)
+                tokens += sum(of.lengths[i] for i in batch_rows)
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.metrics.items()}
     except (MemoryError, RuntimeError) as error:
         if not memory.exhausted(error):

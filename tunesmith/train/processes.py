@@ -31,7 +31,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.models.packed import Scorer
-from tunesmith.train.batches import micro_batches, shares
+from tunesmith.models.tokens import Tokens
+from tunesmith.train.batches import passes, shares
 
 T = TypeVar("T")
 
@@ -69,17 +70,17 @@ class Processes:
         """A file name for each process; the first one's is the name itself."""
         return name if self.first else f"{self.rank}.{name}"
 
-    def passes(self, rows: list[int], lengths: list[int], micro_batch_tokens: int) -> list[tuple[list[int], bool]]:
-        """This process's share of the rows in micro-batches, and whether each counts; `lengths` are those of all rows.
+    def passes(self, rows: list[int], tokens: Tokens, micro_batch_tokens: int) -> list[tuple[list[int], bool]]:
+        """This process's share of the rows in micro-batches, and whether each counts.
 
         Sharded, all processes get equally many: the missing ones are passes over one row, which do not count.
         """
-        batches = [micro_batches(part, lengths, micro_batch_tokens) for part in shares(rows, lengths, self.count)]
+        batches = [passes(part, tokens, micro_batch_tokens) for part in shares(rows, tokens.lengths, self.count)]
         counted = [(batch, True) for batch in batches[self.rank]]
         if not self.sharded:
             return counted
         missing = max(map(len, batches)) - len(counted)
-        return counted + [([min(rows, key=lambda i: lengths[i])], False)] * missing
+        return counted + [([min(rows, key=lambda i: tokens.lengths[i])], False)] * missing
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, in the same order everywhere."""

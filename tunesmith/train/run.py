@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunesmith.models.base import Base
-    from tunesmith.models.packed import Scorer, Tokens
+    from tunesmith.models.packed import Scorer
+    from tunesmith.models.tokens import Tokens
     from tunesmith.train.loop import Outcome, Settings
     from tunesmith.train.processes import Processes
 
-VERSION = 6
+VERSION = 7
 
 
 def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     load_before = hardware.load()
     import torch
 
-    from tunesmith.models import load, methods, packed
+    from tunesmith.models import load, methods
+    from tunesmith.models.tokens import Tokens
     from tunesmith.train import checkpoint, loop, memory
     from tunesmith.train.objectives import sft
     from tunesmith.train.processes import join
@@ -64,7 +66,7 @@ def work(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -
     torch.set_num_threads(threads.value)
     measured = memory.reset_peak()
     settings = _settings(chosen, dataset)
-    rows, validation = packed.Tokens(dataset.folder, "train"), packed.Tokens(dataset.folder, "validation")
+    rows, validation = Tokens(dataset.folder, "train"), Tokens(dataset.folder, "validation")
     warnings = _warnings(rows, settings)
     scorer = _scorer(base.folder, chosen, rows, fuse_layers=not processes.sharded)
     whole_model = partial(_whole_model, scorer, base.folder, chosen, processes)

@@ -19,7 +19,7 @@ from tunesmith.train import run as training
 if TYPE_CHECKING:
     from tunesmith.models.base import Base
 
-VERSION = 5
+VERSION = 6
 
 
 def run(plan: Artifact, base: Base, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
@@ -63,8 +63,9 @@ def _merge(base: Base, precision: str, out: Path) -> None:
 def _validation_loss(model: Path, chosen: dict[str, Any], dataset: Artifact) -> float | None:
     """Mean loss in nats over the targets of the validation blocks."""
     from tunesmith.models import load, packed
+    from tunesmith.models.tokens import Tokens
 
-    tokens = packed.Tokens(dataset.folder, "validation")
+    tokens = Tokens(dataset.folder, "validation")
     if not len(tokens):
         return None
     together = max(1, chosen["micro_batch_tokens"] // max(tokens.lengths))
