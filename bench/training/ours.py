@@ -93,8 +93,7 @@ class Training:
 
     def step(self, rows: list[int]) -> tuple[StepResult, float]:
         """What came of an optimizer step over these rows, and the norm of its gradient."""
-        done = self.run.over(self.tokens, rows, learn=True)
-        return done, self.run.master.update(self.run.optimizer, self.learning_rate, 1.0, done.normaliser)
+        return self.run.learn(self.tokens, rows, self.learning_rate, 1.0)
 
 
 def _scorer(job: Job, engine: Engine) -> Scorer:

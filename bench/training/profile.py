@@ -16,7 +16,8 @@ from training.runs import Job, request_and_answer
 from tunesmith.core import hardware, store
 
 LAYERS, LOW_RANK, HEAD = "matrix products of the layers", "of the low-rank updates", "of the head"
-ATTENTION, LOOPS, REST = "attention", "elementwise loops", "all else: optimizer, allocation, Python"
+ATTENTION, LOOPS, PACKING = "attention", "elementwise loops", "reading and packing rows"
+REST = "all else: optimizer, allocation, Python"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from tunesmith.kernels import native
+    from tunesmith.train import loop
 
     request, answer = request_and_answer()
     job = Job(**request)
@@ -46,6 +48,8 @@ def main() -> None:
     own = ours.Training(job, ours.Engine())
     for rows in own.steps:  # passes of new sizes run in another thread, which is not looked at
         own.step(rows)
+    packing = Spent()
+    loop.pack = _timed(loop.pack, packing)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
         started = time.perf_counter()
         tokens = sum(own.step(rows)[0].tokens for rows in own.steps[job.warmup :])
@@ -57,6 +61,7 @@ def main() -> None:
         if kind:
             spent[kind].seconds += event.self_cpu_time_total / 1e6
             spent[kind].flops += flops * event.count
+    spent[PACKING] = packing
     spent[REST] = Spent(seconds - sum(each.seconds for each in spent.values()))
     kinds = {
         kind: {
@@ -89,6 +94,16 @@ def _marked(call: Callable[..., None]) -> Callable[..., None]:
     def run(library: Any, name: str, *arguments: Any) -> None:
         with record_function(f"compiled {name}"):
             call(library, name, *arguments)
+
+    return run
+
+
+def _timed(work: Callable[..., Any], spent: Spent) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = work(*arguments, **named)
+        spent.seconds += time.perf_counter() - started
+        return result
 
     return run
 

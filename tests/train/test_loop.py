@@ -14,7 +14,7 @@ import torch
 
 from tunesmith.core import store
 from tunesmith.core.errors import ModelError
-from tunesmith.core.interrupt import Interrupted
+from tunesmith.core.interrupt import Asked, Interrupted
 from tunesmith.core.project import Format
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
@@ -27,6 +27,7 @@ from tunesmith.models.tokens import Tokens
 from tunesmith.train import checkpoint, loop, memory, watch
 from tunesmith.train.master import Master
 from tunesmith.train.objectives import sft
+from tunesmith.train.outcome import Outcome
 
 SETTINGS = loop.Settings(
     learning_rate=1e-2, epochs=1.0, batch_tokens=1200, micro_batch_tokens=1200, evaluations=1, patience=None,
@@ -58,8 +59,9 @@ def trained(
     method: methods.Method = LORA,
     keeper: checkpoint.Keeper | None = None,
     saved: checkpoint.State | None = None,
-) -> tuple[loop.Outcome, Log]:
-    log: Log = []
+    log: Log | None = None,
+) -> tuple[Outcome, Log]:
+    log = [] if log is None else log
     rows, validation = Tokens(dataset.folder, "train"), Tokens(dataset.folder, "validation")
     scorer = scorer_of(tiny, method, precision)
     outcome = loop.train(scorer, sft.loss, rows, validation, settings, log.append, keeper, saved)
@@ -67,7 +69,7 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def plain(tiny: Base, dataset: Artifact) -> tuple[loop.Outcome, Log]:
+def plain(tiny: Base, dataset: Artifact) -> tuple[Outcome, Log]:
     return trained(tiny, dataset, SETTINGS)
 
 
@@ -88,7 +90,7 @@ def losses(log: Log) -> list[float]:
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def test_it_learns(plain: tuple[loop.Outcome, Log]) -> None:
+def test_it_learns(plain: tuple[Outcome, Log]) -> None:
     outcome, log = plain
     assert losses(log)[-1] < losses(log)[0] - 0.02
     assert outcome.best_validation_loss is not None
@@ -97,9 +99,7 @@ def test_it_learns(plain: tuple[loop.Outcome, Log]) -> None:
     assert outcome.tokens_per_second > 0
 
 
-def test_the_same_settings_give_the_same_weights(
-    tiny: Base, dataset: Artifact, plain: tuple[loop.Outcome, Log]
-) -> None:
+def test_the_same_settings_give_the_same_weights(tiny: Base, dataset: Artifact, plain: tuple[Outcome, Log]) -> None:
     again, log = trained(tiny, dataset, SETTINGS)
     assert losses(log) == losses(plain[1])
     assert all(torch.equal(again.best[name], tensor) for name, tensor in plain[0].best.items())
@@ -109,7 +109,7 @@ def test_the_same_settings_give_the_same_weights(
     {"learning_rate": 1e-3}, {"epochs": 2.0}, {"epochs": 0.5}, {"batch_tokens": 600}, {"warmup": 0.9},
     {"weight_decay": 0.5}, {"max_grad_norm": 1e-3}, {"seed": 1}], ids=str)  # fmt: skip
 def test_every_setting_changes_the_course(
-    tiny: Base, dataset: Artifact, plain: tuple[loop.Outcome, Log], change: dict[str, Any]
+    tiny: Base, dataset: Artifact, plain: tuple[Outcome, Log], change: dict[str, Any]
 ) -> None:
     _, log = trained(tiny, dataset, replace(SETTINGS, **change))
     assert losses(log) != losses(plain[1])
@@ -117,14 +117,14 @@ def test_every_setting_changes_the_course(
 
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 8), (4, 16)])
 def test_rank_and_alpha_change_the_course(
-    tiny: Base, dataset: Artifact, plain: tuple[loop.Outcome, Log], rank: int, alpha: float
+    tiny: Base, dataset: Artifact, plain: tuple[Outcome, Log], rank: int, alpha: float
 ) -> None:
     _, log = trained(tiny, dataset, SETTINGS, method=methods.Method("lora", rank, alpha))
     assert losses(log) != losses(plain[1])
 
 
 def test_precision_changes_the_arithmetic_but_not_the_outcome(
-    tiny: Base, dataset: Artifact, plain: tuple[loop.Outcome, Log]
+    tiny: Base, dataset: Artifact, plain: tuple[Outcome, Log]
 ) -> None:
     outcome, log = trained(tiny, dataset, SETTINGS, precision="bf16")
     assert losses(log) != losses(plain[1])
@@ -132,9 +132,7 @@ def test_precision_changes_the_arithmetic_but_not_the_outcome(
     assert all(tensor.dtype == torch.float32 for tensor in outcome.best.values())
 
 
-def test_smaller_micro_batches_give_the_same_course(
-    tiny: Base, dataset: Artifact, plain: tuple[loop.Outcome, Log]
-) -> None:
+def test_smaller_micro_batches_give_the_same_course(tiny: Base, dataset: Artifact, plain: tuple[Outcome, Log]) -> None:
     _, log = trained(tiny, dataset, replace(SETTINGS, micro_batch_tokens=200))
     assert losses(log) == pytest.approx(losses(plain[1]), rel=1e-4)
 
@@ -166,15 +164,20 @@ def test_small_updates_survive_bf16(tiny: Base, dataset: Artifact) -> None:
     assert all((after - before).abs().max() < 1e-5 for after, before in moved)
 
 
-class AfterStep:
-    """Asks for an end after so many steps, as Ctrl-C would."""
+class AfterLooks:
+    """Asks for an end, as Ctrl-C would, when it is looked for the so-manieth time: between steps, and within an
+    evaluation."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
 
     def __call__(self) -> int | None:
-        self.steps -= 1
-        return signal.SIGINT if self.steps == 0 else None
+        self.looks -= 1
+        return signal.SIGINT if self.looks <= 0 else None
+
+
+def asked_after(log: Log, steps: int) -> Asked:
+    return lambda: signal.SIGINT if len(losses(log)) >= steps else None
 
 
 @pytest.mark.parametrize(("precision", "evaluations"), [("fp32", 1), ("bf16", 3), ("bf16", 0)])
@@ -183,20 +186,28 @@ def test_a_run_that_goes_on_has_the_same_course(
 ) -> None:
     settings = replace(SETTINGS, evaluations=evaluations)
     whole, log = trained(tiny, dataset, settings, precision)
-    for steps in (1, 2):
+    lives: list[checkpoint.State] = []
+    while True:
         saved = checkpoint.newest(tmp_path)
-        keeper = checkpoint.Keeper(tmp_path, 5, asked=AfterStep(steps))
-        with pytest.raises(Interrupted):
-            trained(tiny, dataset, settings, precision, keeper=keeper, saved=saved)
-    saved = checkpoint.newest(tmp_path)
+        keeper = checkpoint.Keeper(tmp_path, 5, asked=AfterLooks(len(lives) + 1))
+        try:
+            outcome, rest = trained(tiny, dataset, settings, precision, keeper=keeper, saved=saved)
+        except Interrupted:
+            stopped = checkpoint.newest(tmp_path)
+            assert stopped is not None
+            lives.append(stopped)
+        else:
+            break
     assert saved is not None
-    assert saved.step == 3
-    outcome, rest = trained(tiny, dataset, settings, precision, saved=saved)
-    assert losses(rest) == losses(log)[3:]
+    assert saved.step == lives[-1].step > lives[0].step
+    assert len(lives) >= 2
+    first = lives[0].values["outcome"]
+    assert (first["steps"], first["evaluated"]) == ((0, -1) if evaluations else (1, -1))  # left amid an evaluation
+    assert losses(rest) == losses(log)[saved.step :]
     assert all(torch.equal(outcome.best[name], tensor) for name, tensor in whole.best.items())
     same = ("best_step", "best_validation_loss", "steps", "tokens", "learnt_tokens", "evaluations_without_gain")
     assert [vars(outcome)[name] for name in same] == [vars(whole)[name] for name in same]
-    assert outcome.seconds > sum(entry["step_seconds"] for entry in rest if "loss" in entry)
+    assert outcome.seconds >= sum(entry["step_seconds"] for entry in rest if "loss" in entry)
 
 
 def test_a_checkpoint_carries_the_micro_batch_that_is_in_use(tiny: Base, dataset: Artifact) -> None:
@@ -211,8 +222,9 @@ def test_a_run_that_goes_on_keeps_to_the_memory_that_is_left(
     tiny: Base, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = trained(tiny, dataset, SETTINGS)
+    log: Log = []
     with pytest.raises(Interrupted):
-        trained(tiny, dataset, SETTINGS, keeper=checkpoint.Keeper(tmp_path, 5, asked=AfterStep(2)))
+        trained(tiny, dataset, SETTINGS, keeper=checkpoint.Keeper(tmp_path, 5, asked=asked_after(log, 2)), log=log)
     saved = checkpoint.newest(tmp_path)
     assert saved is not None
     asked: dict[str, Any] = {}

@@ -164,6 +164,11 @@ def _load(path: Path) -> State:
     return State(written["step"], written["of"], load_file(path / "tensors.safetensors"), written["values"])
 
 
+def part(saved: State, name: str) -> dict[str, Tensor]:
+    """The tensors of a part of the run, by their names in it."""
+    return {key.partition("/")[2]: t for key, t in saved.tensors.items() if key.startswith(f"{name}/")}
+
+
 def _digest(written: dict[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(written, option=orjson.OPT_SORT_KEYS)).hexdigest()
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,17 +24,23 @@ import torch
 
 from tunesmith.core.console import say
 from tunesmith.core.errors import ResourceError
+from tunesmith.core.interrupt import Asked
 from tunesmith.models.packed import Packed, Scorer, pack
 from tunesmith.models.tokens import Tokens
 from tunesmith.train import answers, checkpoint, memory, watch
 from tunesmith.train.batches import optimizer_steps, passes, shares
 from tunesmith.train.master import Master, State
 from tunesmith.train.objectives.sft import Loss
+from tunesmith.train.outcome import Outcome, outcome_of
 from tunesmith.train.passes import StepResult, step
 from tunesmith.train.processes import ALONE, Processes, join
 
 Objective = Callable[[Scorer, Packed], Loss]
 Log = Callable[[dict[str, Any]], None]
+
+
+class Left(Exception):
+    """An evaluation was left before its end, since the run was asked to end: a later run makes it anew."""
 
 
 @dataclass(frozen=True)
@@ -61,67 +67,6 @@ class Settings:
     end_tokens: tuple[int, ...] = ()
 
 
-@dataclass
-class Outcome:
-    """What training came to: the best state's tensors and the step it stood at, and what the run did.
-
-    `micro_batch_tokens` is the size in use at the end, `forecast_bytes` the peak that was expected (None if it was not
-    measured), `token_bytes` what a pass was measured to take for each token. `warnings` holds what was noticed and did
-    not end the run, by its kind.
-    """
-
-    planned_steps: int
-    best: State
-    micro_batch_tokens: int
-    forecast_bytes: int | None = None
-    token_bytes: float = 0.0
-    best_step: int = 0
-    best_validation_loss: float | None = None
-    evaluations_without_gain: int = 0
-    steps: int = 0
-    stopped_early: bool = False
-    tokens: int = 0
-    learnt_tokens: int = 0
-    seconds: float = 0.0
-    warnings: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def forecast(self) -> memory.Forecast | None:
-        expected = self.forecast_bytes
-        return memory.Forecast(self.micro_batch_tokens, expected, self.token_bytes) if expected else None
-
-    @property
-    def finished(self) -> bool:
-        return self.stopped_early or self.steps == self.planned_steps
-
-    @property
-    def good(self) -> tuple[int, State] | None:
-        """The best state and its step, once there is one that was learnt."""
-        return (self.best_step, self.best) if self.best_step else None
-
-    def add(self, done: StepResult, seconds: float) -> None:
-        self.steps += 1
-        self.tokens += done.tokens
-        self.learnt_tokens += done.normaliser
-        self.seconds += seconds
-
-    def consider(self, state: Callable[[], State], validation_loss: float | None, patience: int | None = None) -> None:
-        """Keeps the state if it is the best so far; without validation the newest is. A loss that is not a number is no
-        better than any. Without a better one in `patience` evaluations the run is to stop."""
-        best = math.inf if self.best_validation_loss is None else self.best_validation_loss
-        if validation_loss is None or validation_loss < best:
-            self.best = {}  # first: two of a large model might not fit
-            self.best, self.best_step, self.best_validation_loss = state(), self.steps, validation_loss
-            self.evaluations_without_gain = 0
-        else:
-            self.evaluations_without_gain += 1
-            self.stopped_early = self.evaluations_without_gain == patience and self.steps < self.planned_steps
-
-
 class Run:
     """A training run between two optimizer steps: all that changes from step to step, and nothing else that does."""
 
@@ -141,11 +86,30 @@ class Run:
         self.seen, self.heap = watch.Seen(), memory.Heap(self._held_bytes)
         self.random_state = torch.get_rng_state()
 
-    def over(self, tokens: Tokens, rows: list[int], objective: Objective | None = None, *, learn: bool) -> StepResult:
+    def learn(self, tokens: Tokens, rows: list[int], rate: float, max_grad_norm: float) -> tuple[StepResult, float]:
+        """Takes an optimizer step over these rows; what came of it, and the norm of its gradient."""
+        done = self.over(tokens, rows, learn=True)
+        self.processes.add_gradients(self.master.exact)
+        return done, self.master.update(self.optimizer, rate, max_grad_norm, done.normaliser)
+
+    def over(
+        self,
+        tokens: Tokens,
+        rows: list[int],
+        objective: Objective | None = None,
+        *,
+        learn: bool,
+        asked: Asked | None = None,
+    ) -> StepResult:
         """Loss and metrics of these rows, by the run's objective or another, and their gradients if something is to be
         learnt. Where memory does not suffice they are taken again in micro-batches of half the size, for the rest of
-        the run."""
-        one_pass = partial(self.one_pass, tokens, objective or self.objective, learn)
+        the run. Raises Left before the next pass where an end is asked for."""
+
+        def one_pass(rows: list[int], counts: bool) -> Loss:
+            if asked and asked() is not None:
+                raise Left
+            return self.one_pass(tokens, objective or self.objective, learn, rows, counts)
+
         while True:
             size = self.outcome.micro_batch_tokens
             try:
@@ -260,24 +224,15 @@ class Run:
         if saved is None:
             return
         self.outcome = outcome_of(saved)
-        self.master.load(_part(saved, "exact"))
+        self.master.load(checkpoint.part(saved, "exact"))
         moments: dict[int, State] = {}
-        for name, tensor in _part(saved, "optimizer").items():
+        for name, tensor in checkpoint.part(saved, "optimizer").items():
             i, _, key = name.partition("/")
             moments.setdefault(int(i), {})[key] = self.processes.divide(tensor, self.master.exact[int(i)])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         saved.tensors.clear()
         self.seen = watch.Seen(**saved.values["seen"])
         memory.reset_peak()
-
-
-def outcome_of(saved: checkpoint.State) -> Outcome:
-    """What the run had come to at this checkpoint."""
-    return Outcome(best=_part(saved, "best"), **saved.values["outcome"])
-
-
-def _part(saved: checkpoint.State, part: str) -> State:
-    return {name.partition("/")[2]: t for name, t in saved.tensors.items() if name.startswith(f"{part}/")}
 
 
 def train(
@@ -298,7 +253,7 @@ def train(
     processes = join(settings.sharding)
     scorer = processes.place(scorer)
     steps = optimizer_steps(rows.lengths, settings.batch_tokens, settings.epochs, settings.seed)
-    checks = {round(len(steps) * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
+    checks = _checks(settings.evaluations, len(steps))
     course = _course(settings, len(steps))
     run = Run(scorer, objective, settings, len(steps), processes)
     run.restore(saved)
@@ -310,36 +265,40 @@ def train(
         watch.heed(watch.faults(run.seen, entry, course), settings.watch, outcome.warnings, outcome.good)
 
     def evaluate() -> None:
-        figures = _validate(run, validation, readings)
+        figures = _validate(run, validation, readings, keeper.asked if keeper and processes.count == 1 else None)
+        outcome.evaluated = outcome.steps
         report({"step": outcome.steps, **figures})
         outcome.consider(run.master.state, figures["validation_loss"], settings.patience)
         if outcome.stopped_early:
             say(watch.early_stop(run.seen, outcome.steps, course))
 
-    if not outcome.finished and not (outcome.steps and run.fits()):
-        found = run.fit(rows, steps[outcome.steps :], [(validation, read) for read, _ in readings])
-        _tell_memory(outcome.steps, found, log)
-    if checks and not outcome.steps:
-        evaluate()
-    while not outcome.finished:
+    def learn() -> None:
         number, started = outcome.steps + 1, time.perf_counter()
         rate = settings.learning_rate * schedule(number, len(steps), settings.warmup)
-        done = run.over(rows, steps[number - 1], learn=True)
-        processes.add_gradients(run.master.exact)
-        norm = run.master.update(run.optimizer, rate, settings.max_grad_norm, done.normaliser)
+        done, norm = run.learn(rows, steps[number - 1], rate, settings.max_grad_norm)
         seconds = time.perf_counter() - started
         outcome.add(done, seconds)
         report(_entry(number, len(steps), done, rate, norm, seconds, outcome.micro_batch_tokens))
         if number in course.first_rows_again:
             again = run.over(rows, steps[0], learn=False)
             report({"step": number, "first_rows_loss": again.loss})
-        if number in checks:
-            evaluate()
+
+    if not outcome.finished and not (outcome.steps and run.fits()):
+        found = run.fit(rows, steps[outcome.steps :], [(validation, read) for read, _ in readings])
+        _tell_memory(outcome.steps, found, log)
+    while (due := outcome.steps in checks and outcome.evaluated < outcome.steps) or not outcome.finished:
+        with suppress(Left):
+            evaluate() if due else learn()
         if keeper:
-            keeper.after_step(run.state, number in checks, processes)
+            keeper.after_step(run.state, due, processes)
     if not checks:
         outcome.consider(run.master.state, None)
     return outcome
+
+
+def _checks(evaluations: int, steps: int) -> set[int]:
+    """The steps after which validation rows are read: before the first one, and so many times after it, evenly."""
+    return {round(steps * i / evaluations) for i in range(evaluations + 1)} if evaluations else set()
 
 
 def schedule(number: int, steps: int, warmup: float) -> float:
@@ -357,8 +316,10 @@ def _readings(objective: Objective, validation: Tokens, settings: Settings) -> l
     return [([*range(len(validation))], objective), *([(asked, partial(answers.end_only, ends))] if asked else [])]
 
 
-def _validate(run: Run, validation: Tokens, readings: list[tuple[list[int], Objective]]) -> dict[str, float]:
-    own, *others = (run.over(validation, rows, by, learn=False) for rows, by in readings)
+def _validate(
+    run: Run, validation: Tokens, readings: list[tuple[list[int], Objective]], asked: Asked | None
+) -> dict[str, float]:
+    own, *others = (run.over(validation, rows, by, learn=False, asked=asked) for rows, by in readings)
     figures = {"loss": own.loss, **own.metrics}
     for other in others:
         figures |= other.metrics

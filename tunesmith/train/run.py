@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
     from tunesmith.models.packed import Scorer
     from tunesmith.models.tokens import Tokens
-    from tunesmith.train.loop import Outcome, Settings
+    from tunesmith.train.loop import Settings
+    from tunesmith.train.outcome import Outcome
     from tunesmith.train.processes import Processes
 
 VERSION = 7
