@@ -1,7 +1,7 @@
 """Trains SmolLM2-135M with tunesmith and with TRL on the same rows, in the same order, from the same adapter.
 
     bench/train.py                five pairs and the ladder: speed, memory, loss, share of the roofline
-    bench/train.py --quick        the ratios alone, from two pairs
+    bench/train.py --quick        the ratios alone, from two pairs, against TRL's best that need not compile
     bench/train.py --full         the same for training all weights
     bench/train.py --search       looks for TRL's best configuration, which the others then use
     bench/train.py --curve bf16   the losses of 100 steps beside TRL's own noise; or fp32
@@ -63,7 +63,7 @@ def main(
         elif losses:
             found = _curve(workload("curve", Plan(100, warmup=0)), losses, results)
         elif quick:
-            found = _compare(workload("quick", _quick(full)), pairs or 2, results, quick=True)
+            found = _compare(workload("quick", _quick()), pairs or 2, results, quick=True)
         else:
             found = _compare(workload("compare", Plan(5, warmup=2, passes=2)), pairs or 5, results, quick=False)
     except (UserError, RunFailed) as error:
@@ -72,11 +72,9 @@ def main(
     print(json.dumps(found))
 
 
-def _quick(full: bool) -> Plan:
-    """What six minutes have room for: TRL as documented takes a minute a step where bf16 is not multiplied in hardware,
-    and its best may have to compile."""
-    few = full or precision() == "fp32"
-    return Plan(1 if few else 2, warmup=0, passes=1 if precision() == "fp32" else 2)
+def _quick() -> Plan:
+    """What six minutes have room for: without bf16 arithmetic, TRL as documented takes a minute a step."""
+    return Plan(1, warmup=0) if precision() == "fp32" else Plan(2, warmup=0, passes=2)
 
 
 def say(line: str) -> None:
@@ -84,7 +82,7 @@ def say(line: str) -> None:
 
 
 def _compare(workload: Workload, number: int, results: Path, *, quick: bool) -> dict[str, Any]:
-    tuned = _tuned(results, workload.full)
+    tuned = _tuned(results, workload.full, quick)
     measured = compare.pairs(workload, number, tuned, say, QUICK_SECONDS if quick else math.inf)
     found = {**compare.figures(workload, measured, tuned), **circumstances(), "quick": quick, "ladder": []}
     found |= _losses(workload, results, found, quick)
@@ -133,8 +131,9 @@ def _curve(workload: Workload, of: Precision, results: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "runs"}
 
 
-def _tuned(results: Path, full: bool) -> Rival:
-    """The winner that `--search` recorded."""
+def _tuned(results: Path, full: bool, quick: bool) -> Rival:
+    """The winner that `--search` recorded; for a quick comparison the best that need not compile first, which takes
+    minutes."""
     path = results / _search_file(full)
     if not path.is_file():
         raise UserError(
@@ -142,9 +141,8 @@ def _tuned(results: Path, full: bool) -> Rival:
             "TRL's best configuration is searched for, not assumed",
             f"run `python bench/train.py --search{' --full' if full else ''}` first",
         )
-    recorded = store.read_json(path)
-    winner = next(trial for trial in recorded["trials"] if trial["name"] == recorded["winner"])
-    return Rival(**winner["rival"])
+    best_first = [Rival(**trial["rival"]) for trial in store.read_json(path)["trials"] if not trial["failure"]]
+    return next(rival for rival in best_first if not (quick and rival.compiled))
 
 
 def _losses(workload: Workload, results: Path, found: dict[str, Any], quick: bool) -> dict[str, Any]:
