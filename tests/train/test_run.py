@@ -69,7 +69,7 @@ def test_rows_that_want_nothing_are_refused_before_training_unless_a_warning_is_
     assert "train.watch to warn" in error.value.next
     assert not list(tmp_path.rglob("metrics.jsonl"))
     done = trained(tmp_path, tiny, dataset, watch="warn")
-    assert done.summary["warnings"] == [error.value.what]
+    assert done.summary["warnings"] == [f"{error.value.what} ({error.value.why}); {error.value.next}"]
 
 
 def test_when_training_goes_wrong_the_best_is_left_and_nothing_stands_in_the_way(

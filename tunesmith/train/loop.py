@@ -259,13 +259,14 @@ def train(
     run.restore(saved)
     outcome = run.outcome
     readings = _readings(objective, validation, settings) if checks else []
+    asked = keeper.asked if keeper and processes.count == 1 else None  # several processes would have to agree
 
     def report(entry: dict[str, Any]) -> None:
         log(entry)
         watch.heed(watch.faults(run.seen, entry, course), settings.watch, outcome.warnings, outcome.good)
 
     def evaluate() -> None:
-        figures = _validate(run, validation, readings, keeper.asked if keeper and processes.count == 1 else None)
+        figures = _validate(run, validation, readings, asked)
         outcome.evaluated = outcome.steps
         report({"step": outcome.steps, **figures})
         outcome.consider(run.master.state, figures["validation_loss"], settings.patience)
@@ -289,7 +290,7 @@ def train(
     while (due := outcome.steps in checks and outcome.evaluated < outcome.steps) or not outcome.finished:
         with suppress(Left):
             evaluate() if due else learn()
-        if keeper:
+        if keeper and (outcome.steps or (asked and asked() is not None)):
             keeper.after_step(run.state, due, processes)
     if not checks:
         outcome.consider(run.master.state, None)
