@@ -26,7 +26,7 @@ def test_the_compiled_layer_is_one_graph_on_each_side_of_attention(same: Any) ->
 
     compiled = cuda.compiled_layer(count, attention.reference)
     plainly = partial(layer.reference, plain.OPERATIONS)
-    x_ND, cos, sin, documents, shape, *flat = apply._layer_problem(torch.float32, CPU)
+    x_ND, cos, sin, documents, shape, *flat = apply._layer_problem(torch.float32, CPU, False)
     for length in (9, 9, 13, 6):
         x, turn = x_ND.detach().repeat(2, 1)[:length], tuple(t.repeat(2, 1)[:length] for t in (cos, sin))
         weights = [None if w is None else (w.detach() + 0.01 * length).requires_grad_() for w in flat]

@@ -251,6 +251,7 @@ from pathlib import Path
 from tunesmith.core import hardware
 hardware.calm_threads()
 from tunesmith.models import load, methods, packed
+from tunesmith.models.tokens import Tokens
 from tunesmith.train import loop, memory
 from tunesmith.train.objectives import sft
 
