@@ -140,12 +140,12 @@ def _watched() -> Iterator[Callable[[], int]]:
 
     def look() -> None:
         while not over.wait(LOOK_SECONDS):
-            highest.append(max(highest.pop(), resident_bytes()))
+            highest[0] = max(highest[0], resident_bytes())
 
     watcher = threading.Thread(target=look, name="memory", daemon=True)
     watcher.start()
     try:
-        yield lambda: max(highest[-1], resident_bytes())
+        yield lambda: max(highest[0], resident_bytes())
     finally:
         over.set()
         watcher.join()
