@@ -74,7 +74,7 @@ def main(
 
 def _quick() -> Plan:
     """What six minutes have room for: without bf16 arithmetic, TRL as documented takes a minute a step."""
-    return Plan(1, warmup=0) if precision() == "fp32" else Plan(2, warmup=0, passes=2)
+    return Plan(1 if precision() == "fp32" else 2, warmup=0, passes=2)
 
 
 def say(line: str) -> None:

@@ -39,9 +39,9 @@ def tunesmith(folder: Path, *arguments: str, **environment: str) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, base: object) -> Path:
-    """A project that ran once: 96 tickets, one epoch."""
+    """A project that ran once: 64 tickets, one epoch."""
     folder = tmp_path_factory.mktemp("small")
-    lines = (ROOT / "recipes/support/data/tickets.jsonl").read_text(encoding="utf-8").splitlines()[:96]
+    lines = (ROOT / "recipes/support/data/tickets.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     broken = ['{"message": "half a', json.dumps({"message": "x", "ticket": "not JSON"}), lines[0]]
     (folder / "data.jsonl").write_text("\n".join(lines + broken) + "\n", encoding="utf-8")
     (folder / "tunesmith.yaml").write_text(YAML, encoding="utf-8")
@@ -65,7 +65,7 @@ def test_show_follows_its_documented_schema(shown: dict) -> None:  # type: ignor
 
 def test_the_row_ledger_adds_up_to_the_file(shown: dict, finished: Path) -> None:  # type: ignore[type-arg]
     rows = shown["rows"]
-    assert rows["records"] == len((finished / "data.jsonl").read_text().splitlines()) == 99
+    assert rows["records"] == len((finished / "data.jsonl").read_text().splitlines()) == 67
     assert rows["quarantined"] == 1
     assert rows["reasons"]["answer is not JSON"] == 1
     assert rows["reasons"]["duplicate"] == 1
@@ -147,7 +147,7 @@ def test_a_killed_training_is_run_again(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, folder)
     train = folder / "output/steps/train"
     done_before = set(train.glob("[!.]*"))
-    changes = ["--set", "train.seed=7", "--set", "train.epochs=0.4"]
+    changes = ["--set", "train.seed=7", "--set", "train.epochs=0.3"]
     process = subprocess.Popen([*TUNESMITH, "run", *changes], cwd=folder, stderr=subprocess.DEVNULL)
     log = folder / "output/unfinished/train/metrics.jsonl"
     for _ in range(600):

@@ -1,4 +1,4 @@
-"""Our loss is TRL's: the same rows in the same order from the same adapter, 12 optimizer steps of the real model.
+"""Our loss is TRL's: the same rows in the same order from the same adapter, 8 optimizer steps of the real model.
 
 All of it in fp32, where nothing hides behind rounding. TRL's distance from itself, with other rounding, is measured in
 the same run: ours may be twice that."""
@@ -20,7 +20,7 @@ from tunesmith.models import chat, load
 from tunesmith.models.base import Base
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -66,4 +66,4 @@ def test_both_learn_the_same_tokens_alike(found: dict[str, Any]) -> None:
     assert ours["tokens"] == theirs["tokens"]
     assert ours["gradient_norms"] == pytest.approx(theirs["gradient_norms"], rel=1e-4)
     for run in (ours, theirs):
-        assert np.mean(run["losses"][-5:]) < np.mean(run["losses"][:5]) - 1
+        assert np.mean(run["losses"][-3:]) < np.mean(run["losses"][:3]) - 1

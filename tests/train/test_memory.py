@@ -287,11 +287,11 @@ def test_a_peak_is_looked_for_where_the_system_does_not_tell_it(monkeypatch: pyt
 def test_the_forecast_holds(base: Base, dataset: Artifact, method: str, micro: int, batch: int) -> None:
     """On the real model, in a process of its own. How near it comes is measured by bench/memory.py; this finds what
     breaks it, on any processor."""
-    settings = {**vars(SETTINGS), "batch_tokens": batch, "micro_batch_tokens": micro, "watch": "warn"}
+    settings = {**vars(SETTINGS), "batch_tokens": batch, "micro_batch_tokens": micro, "epochs": 0.5, "watch": "warn"}
     arguments = [method, str(base.folder), str(dataset.folder), json.dumps(settings)]
     command = [sys.executable, "-c", MEASURED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     forecast_bytes, peak_bytes, steps = json.loads(done.stdout.splitlines()[-1])
-    assert steps > 3
+    assert steps > 2
     assert 0.98 * peak_bytes <= forecast_bytes <= 1.15 * peak_bytes
