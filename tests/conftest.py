@@ -17,6 +17,8 @@ from tunesmith.data import format
 from tunesmith.models import base as bases
 from tunesmith.models import load
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: two threads in each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 hardware.calm_threads()
 
 MODEL = "smollm2-135m-instruct"

@@ -16,7 +16,10 @@ from tunesmith.models.base import Base
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers kept by other tests must not be found here."""
+    """Answers kept by other tests must not be found here; kernels need not be compiled again."""
+    kernels = store.cache_dir() / "kernels"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/kernels").symlink_to(kernels)
     monkeypatch.setattr(store, "cache_dir", lambda: tmp_path / "cache")
 
 

@@ -293,5 +293,5 @@ def test_the_forecast_holds(base: Base, dataset: Artifact, method: str, micro: i
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     forecast_bytes, peak_bytes, steps = json.loads(done.stdout.splitlines()[-1])
-    assert steps > 2
+    assert steps >= 2
     assert 0.98 * peak_bytes <= forecast_bytes <= 1.15 * peak_bytes
