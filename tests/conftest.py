@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from tunesmith.core import hardware, store
+from tunesmith.core import certificate, hardware, store
 from tunesmith.core.project import Format
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
@@ -20,6 +21,8 @@ from tunesmith.models import load
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: two threads in each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 hardware.calm_threads()
+settings.register_profile("busy", deadline=None)  # of a busy machine's speed nothing follows
+settings.load_profile("busy")
 
 MODEL = "smollm2-135m-instruct"
 
@@ -125,6 +128,7 @@ def tokenised(
     sides = {"train": train, "validation": validation, "test": test}
     for side, side_rows in sides.items():
         store.write_rows(splits / f"{side}.jsonl", side_rows)
+    certificate.seal(splits, {"leaks": 0}, [f"{side}.jsonl" for side in sides])
     made = Artifact("split", "test", splits, "done", {side: len(side_rows) for side, side_rows in sides.items()})
     return Steps(folder)("format", format.run, settings or Format(), base, made)
 

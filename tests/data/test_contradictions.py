@@ -1,13 +1,23 @@
 """Contradictions: what is one context, what is the same answer, and the three ways to go on."""
 
 import csv
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data.contradictions import resolve
+from tunesmith.data import contradictions
+
+sys.path.insert(0, str(Path(__file__).parent))
+from judged import judged
+
+
+def resolve(rows: list[Row], mode: contradictions.Mode) -> list[Kept | Dropped]:
+    return judged(rows, partial(contradictions.resolve, mode=mode))
 
 
 def row(prompt: str, answer: str, line: int = 1, system: str = "", calls: object = None, **more: object) -> Row:

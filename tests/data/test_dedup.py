@@ -2,13 +2,30 @@
 
 import csv
 import json
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Dropped, Kept, Row, normalised
-from tunesmith.data.dedup import exact, near
+from tunesmith.data import dedup, similar
+from tunesmith.data.traits import prompt_text
+
+sys.path.insert(0, str(Path(__file__).parent))
+from judged import judged
+
+
+def exact(rows: list[Row]) -> list[Kept | Dropped]:
+    return judged(rows, dedup.exact)
+
+
+def near(rows: list[Row], threshold: float, keep_equal: bool = False) -> list[Kept | Dropped]:
+    prompts = similar.sketched([prompt_text(row) for row in rows], similar.banding(threshold, len(rows)))
+    return judged(rows, partial(dedup.near, prompts=prompts, threshold=threshold, keep_equal=keep_equal))
+
 
 REFUND = "Please tell me how I can get a refund for the order that I placed with you yesterday evening"
 

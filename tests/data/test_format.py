@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.core import store
+from tunesmith.core import certificate, store
 from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.project import Format
 from tunesmith.core.records import Row
@@ -34,6 +34,7 @@ def made(folder: Path, base: bases.Base, settings: Format, train: list[Row], tes
     sides = {"train": train, "validation": [], "test": test}
     for side, rows in sides.items():
         store.write_rows(splits / f"{side}.jsonl", rows)
+    certificate.seal(splits, {"leaks": 0}, [f"{side}.jsonl" for side in sides])
     before = Artifact("split", "made", splits, "done", {side: len(rows) for side, rows in sides.items()})
     return Steps(folder)("format", format.run, settings, base, before)
 

@@ -1,25 +1,40 @@
 """The split: no prompt on two sides, nothing moves when rows are added, pins win, and every row is accounted for."""
 
 import csv
+import json
+import random
 from collections import Counter
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from tunesmith.core import store
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.project import Split
-from tunesmith.core.records import Row
+from tunesmith.core.records import Dropped, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import split
-from tunesmith.data.split import SIDES, assign
+from tunesmith.data import similar, split, traits
+from tunesmith.data.split import ALIKE, SIDES
 
 
-def row(prompt: str, answer: str = "ok", line: int = 1, pin: str = "auto") -> Row:
+def assign(rows: list[Row], settings: Split) -> tuple[dict[str, list[Row]], list[Dropped]]:
+    """The rows of each side, in their order, and those that no side could take."""
+    noted = traits.of(rows, split._placed, split._PLACED)
+    prompts = similar.sketched([traits.prompt_text(row) for row in rows], similar.banding(ALIKE, len(rows)))
+    found = split.assign(noted, prompts, settings)
+    sides = {side: [rows[place] for place in found.of(i)] for i, side in enumerate(SIDES)}
+    return sides, [Dropped(rows[place], *why) for place, why in sorted(found.gone.items())]
+
+
+def row(prompt: str, answer: str = "ok", line: int = 1, pin: str = "auto", **more: Any) -> Row:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return Row(messages, f"{pin}.jsonl", line, "messages", split=pin)
+    return Row(messages, f"{pin}.jsonl", line, "messages", split=pin, **more)
 
 
 def sides_of(rows: list[Row], settings: Split) -> dict[int, str]:
@@ -93,8 +108,8 @@ def test_caps_keep_the_lowest_hashes_and_say_what_went(rows, limit):
     sides, dropped = assign(rows, Split(validation=0, test=0, max_train_rows=limit))
     assert len(sides["train"]) == min(limit, len(rows))
     assert {d.reason for d in dropped} <= {"over max_train_rows"}
-    places = [split._position(r.group) for r in sides["train"]]
-    assert all(split._position(d.row.group) >= max(places) for d in dropped)
+    places = [split._position(int(r.group, 16)) for r in sides["train"]]
+    assert all(split._position(int(d.row.group, 16)) >= max(places) for d in dropped)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -105,7 +120,8 @@ def test_every_side_has_its_own_cap(side):
 
 
 def test_fractions_are_met():
-    sides, _ = assign([row(f"question {i}", line=i) for i in range(4000)], Split(validation=0.1, test=0.25))
+    words = random.Random(0).choices(range(10**9), k=4000)  # no two alike
+    sides, _ = assign([row(f"{word:x}", line=i) for i, word in enumerate(words)], Split(validation=0.1, test=0.25))
     assert len(sides["test"]) / 4000 == pytest.approx(0.25, abs=0.025)
     assert len(sides["validation"]) / 4000 == pytest.approx(0.1, abs=0.02)
 
@@ -218,4 +234,73 @@ def test_banking77_as_published_leaks_25_exam_prompts_into_training(real_data):
     exam = {r.group for r in sides["test"]}
     assert not exam & {r.group for r in sides["train"]}
     assert sum(r.group in {d.row.group for d in dropped} for r in sides["test"]) == 25
-    assert {d.reason for d in dropped} == {"prompt also in test"}
+    assert Counter(d.reason for d in dropped) == {"prompt also in test": 25, "prompt like one in test": 567}
+
+
+def likest(some: list[Row], others: list[Row]) -> float:
+    """The highest Jaccard similarity between a prompt of these and one of those, over all pairs."""
+    texts = [traits.prompt_text(row) for row in [*some, *others]]
+    grams = [{text[i : i + 4] for i in range(max(len(text) - 3, 1))} for text in texts]
+    number = {gram: i for i, gram in enumerate(sorted(set().union(*grams)))}
+    columns = [number[gram] for its in grams for gram in its]
+    begins = np.cumsum([0, *map(len, grams)])
+    has = csr_array((np.ones(len(columns), np.float32), columns, begins), shape=(len(grams), len(number)))
+    shared = (has[: len(some)] @ has[len(some) :].T).tocoo()
+    sizes = np.diff(begins)
+    whole = sizes[shared.row] + sizes[len(some) + shared.col] - shared.data
+    return float((shared.data / whole).max())
+
+
+def instructions(folder: Path) -> list[Row]:
+    data = json.loads((folder / "instructions/instruction-data.json").read_text())
+    return [row(f"{d['instruction']}\n{d['input']}", d["output"], i) for i, d in enumerate(data, 1)]
+
+
+def banking(folder: Path, pins: dict[str, str]) -> list[Row]:
+    rows = []
+    for name, pin in pins.items():
+        with open(folder / f"banking77/{name}.csv", newline="", encoding="utf-8") as file:
+            rows += [row(r["text"], r["category"], i, pin) for i, r in enumerate(csv.DictReader(file), 1)]
+    return rows
+
+
+@pytest.mark.parametrize("of", ["instructions", "banking77", "banking77 as published"])
+def test_no_exam_row_is_like_one_that_trains(of, tmp_path, real_data):
+    """What the certificate vouches for, by comparing all pairs; and what a random split of the same rows leaks."""
+    if of == "instructions":
+        rows = instructions(real_data)
+    else:
+        pins = ("auto", "auto") if of == "banking77" else ("train", "test")
+        rows = banking(real_data, dict(zip(("train", "test"), pins)))
+    summary = run(tmp_path, rows)
+    train, *held_out = (store.read_rows(tmp_path / "out" / f"{side}.jsonl") for side in SIDES)
+    assert likest([*chain(*held_out)], train) < ALIKE
+    certificate = store.read_json(tmp_path / "out/certificate.json")
+    assert certificate == summary["certificate"]
+    assert certificate["leaks"] == certificate["joined_on_suspicion"] == 0
+    leaked = {
+        name: round(told["leaks"] / max(told["test"], 1), 2) for name, told in certificate.items() if "split" in name
+    }
+    assert leaked == {"random_split": {"instructions": 0.37, "banking77": 0.14, "banking77 as published": 0.07}[of]}
+    assert certificate["pinned_exam"] == (
+        {"test": 3080, "leaks": 492} if "published" in of else {"test": 0, "leaks": 0}
+    )
+    assert summary["test"] == pytest.approx(0.2 * len(rows), rel=0.05) or "published" in of
+
+
+def test_children_stay_with_their_parent():
+    parent = row("the only question of this kind", line=1)
+    children = [row(word, line=i, parents=[parent.id]) for i, word in enumerate(["alpha", "beta", "gamma", "delta"], 2)]
+    strangers = [row(f"{i:b}", line=i) for i in range(100, 160)]
+    sides, _ = assign([parent, *strangers, *children], Split(validation=0.3, test=0.3))
+    holding = [side for side in SIDES if any(r.line < 10 for r in sides[side])]
+    assert len(holding) == 1
+
+
+def test_a_group_that_would_be_half_the_exam_trains():
+    alike = [row(f"please write a short poem about the colour of the sky, take {i}", line=i) for i in range(100)]
+    strangers = [row(f"{hash((i, 'x')):x}", line=1000 + i) for i in range(300)]
+    for added in range(6):
+        rows = [*alike, row(f"{added} please write a short poem about the colour of the sky", line=100), *strangers]
+        sides, _ = assign(rows, Split())
+        assert {r.line for r in rows if r.line <= 100} <= {r.line for r in sides["train"]}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.core import store
+from tunesmith.core import certificate, store
 from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.project import Format, Train
 from tunesmith.core.records import Row
@@ -33,6 +33,7 @@ def tokenised(folder: Path, base: Base, **sides: list[Row]) -> Artifact:
     """A dataset of these rows."""
     for side, rows in sides.items():
         store.write_rows(folder / f"{side}.jsonl", rows)
+    certificate.seal(folder, {"leaks": 0}, [f"{side}.jsonl" for side in sides])
     splits = Artifact("split", "of the test", folder, "done", {side: len(rows) for side, rows in sides.items()})
     return Steps(folder)("format", format.run, Format(), base, splits)
 

@@ -180,7 +180,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(finish: Any) -> None:
 def test_rows_cannot_break_the_page(finish: Any) -> None:
     nasty = line(NASTY, {NASTY: NASTY})
     found = finish(
-        train=[nasty, nasty, "{" + NASTY, line(NASTY, NASTY)],
+        train=[nasty, nasty, "{" + NASTY, line(NASTY, NASTY), line("a question of another kind", {"a": 1})],
         test=[line(NASTY + str(i), {NASTY: i}) for i in range(3)],
         tuned=lambda row: NASTY,
     )

@@ -26,6 +26,10 @@ class UserError(Exception):
         super().__init__(what)
         self.what, self.why, self.next = map(_renamed, (what, why, next))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """As it was told, when it comes from another process."""
+        return type(self), (self.what, self.why, self.next)
+
     def __str__(self) -> str:
         return f"{self.what}\n  why:  {self.why}\n  next: {self.next}"
 

@@ -105,8 +105,9 @@ class Clean(Section):
 
 
 class Split(Section):
-    """Which rows train, which choose the best checkpoint, which are the frozen exam. A row's side follows from the hash
-    of its normalised prompt, so rows that are added later move no other row."""
+    """Which rows train, which choose the best checkpoint, which are the frozen exam. Rows whose prompts are alike stay
+    on one side, which follows from a hash, so that rows which are added later move no others; a certificate says that
+    no row of the exam is like one that trains."""
 
     validation: Fraction = 0.1
     """Share of the rows used to choose the checkpoint."""

@@ -6,6 +6,7 @@ Folders of one layer never import each other; they meet here and in the files th
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,8 @@ import orjson
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ["tool_calls": [...]]}
 Split = Literal["auto", "train", "validation", "test"]
+
+_WORDS = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
 
 def normalised(text: str) -> str:
     """Lower case, runs of non-word characters as one space: what makes prompts equal. Text without words stays."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) or text.strip()
+    return " ".join(_WORDS.findall(text.casefold())) or text.strip()
 
 
 def content_id(value: Any) -> str:

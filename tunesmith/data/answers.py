@@ -30,7 +30,7 @@ def empty(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:
 
 
 def _visible(text: str) -> bool:
-    return any(c.isprintable() and not c.isspace() for c in text)
+    return text[:1].isalnum() or any(c.isprintable() and not c.isspace() for c in text)
 
 
 def json_answers(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:

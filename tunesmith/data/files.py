@@ -8,14 +8,16 @@ batches of rows.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tunesmith.core.errors import DataError
+from tunesmith.data.parts import Part, cut
 from tunesmith.data.values import Unusable, advice, decode, is_unicode, kind, named, too_deep, too_long
 
 Format = Literal["lines", "json", "csv", "tsv", "parquet", "text"]
@@ -74,20 +76,44 @@ class Record:
     swallows: bool = False
 
 
+def pieces(path: Path) -> Iterator[Part]:
+    """The parts of which a file's records can be read by themselves: of lines, or the whole; raises DataError where
+    there is nothing to read."""
+    if format_of(path, _head(path)) in ("lines", "text"):
+        yield from cut(path)
+    else:
+        yield Part(path, 0, path.stat().st_size, 0, 0)
+
+
 def records(path: Path) -> Iterator[Record]:
     """The records of a file in their order; raises DataError where there is nothing to read."""
+    for part in pieces(path):
+        yield from records_of(part)
+
+
+def records_of(part: Part) -> Iterator[Record]:
+    """The records of one of a file's pieces."""
+    path = part.path
     head = _head(path)
     format = format_of(path, head)
     if format == "parquet":
         yield from _parquet(path)
     elif format == "json":
         yield from _json(path)
-    else:
+    elif format in ("csv", "tsv"):
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if format in ("csv", "tsv"):
-                yield from _csv(path, file, "\t" if format == "tsv" else _delimiter(head))
-            else:
-                yield from _lines(file, as_json=format == "lines")
+            yield from _csv(path, file, "\t" if format == "tsv" else _delimiter(head))
+    else:
+        yield from _lines(_texts(part), part.before + 1, as_json=format == "lines")
+
+
+def _texts(part: Part) -> Iterator[str]:
+    """The lines of a part as `open` would give them: a lone carriage return ends one, too."""
+    encoding = "utf-8" if part.start else "utf-8-sig"
+    for line in part.read():
+        text = line.decode(encoding, "surrogateescape")
+        yield from io.StringIO(text, newline="") if "\r" in text else (text,)
+        encoding = "utf-8"
 
 
 def format_of(path: Path, head: bytes) -> Format:
@@ -165,8 +191,8 @@ def _not_utf8() -> Unusable:
     return Unusable("not valid UTF-8", "save it as UTF-8: a byte in it belongs to another encoding")
 
 
-def _lines(file: TextIO, as_json: bool) -> Iterator[Record]:
-    for line, text in enumerate(file, 1):
+def _lines(lines: Iterable[str], first: int, as_json: bool) -> Iterator[Record]:
+    for line, text in enumerate(lines, first):
         size = _size(text)
         if not text.strip():
             continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.core import store
+from tunesmith.core import certificate, store
 from tunesmith.core.console import progress
 from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Row
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunesmith.models.base import Base
     from tunesmith.models.chat import Rendered
 
-VERSION = 3
+VERSION = 4
 SIDES = ("train", "validation", "test")
 _SAMPLES = 3  # rows whose tokens and mask the report shows
 
@@ -34,6 +34,7 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
     from tunesmith.models.tokens import Tokens
 
     assert base.folder is not None
+    certified = certificate.require(splits.folder)
     tokenizer = load.tokenizer(base.folder)
     chat.require_usable(tokenizer, base.name)
     stops = chat.stop_ids(tokenizer, base.folder)
@@ -68,6 +69,8 @@ def run(format: Format, base: Base, splits: Artifact, out: Path) -> dict[str, An
     store.write_jsonl(out / "dropped.jsonl", dropped)
     reasons = dict(Counter(item["reason"] for item in dropped).most_common())
     _refuse(format, limit, dropped, reasons, summary, base.name)
+    names = [f"{side}.{kind}" for side in SIDES for kind in ("jsonl", "ids.npy", "learnt.npy", "ends.npy")]
+    certificate.seal(out, {fact: value for fact, value in certified.items() if fact != "files"}, names)
     whole = sum(summary[side]["rows"] - summary[side]["truncated"] for side in SIDES)
     proof = {"rows_checked": whole, "end_tokens": tokenizer.convert_ids_to_tokens(stops)}
     return {

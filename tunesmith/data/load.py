@@ -9,26 +9,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
-from tunesmith.core import store
-from tunesmith.core.console import Bar, progress
 from tunesmith.core.errors import DataError
 from tunesmith.core.project import Source
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import files, shapes
+from tunesmith.data import files, parts, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
-VERSION = 1
+VERSION = 2
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
-_BAR_BYTES = 1 << 18  # read between two movements of the bar
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
 
 
@@ -51,7 +49,15 @@ class Ledger:
     def quarantined(self) -> int:
         return self.reasons.total()
 
+    def add(self, of_part: dict[str, Any]) -> None:
+        self.rows_in += of_part["rows_in"]
+        for name in ("shapes", "reasons", "repairs"):
+            vars(self)[name].update(of_part[name])
+        for reason, quarantined in of_part["first"].items():
+            self.first.setdefault(reason, Quarantined(**quarantined))
+
     def enter(self, outcome: Row | Quarantined) -> None:
+        self.rows_in += 1
         if isinstance(outcome, Row):
             self.shapes[outcome.shape] += 1
             self.repairs.update(outcome.changes)
@@ -60,20 +66,28 @@ class Ledger:
             self.first.setdefault(outcome.reason, outcome)
 
 
-def run(sources: list[Source], system: str | None, max_quarantined: float, out: Path) -> dict[str, Any]:
-    """Reads every source into `out`/rows.jsonl and `out`/quarantine.jsonl; returns the counts.
+def run(
+    sources: list[Source], system: str | None, max_quarantined: float, out: Path, kept: Path | None = None
+) -> dict[str, Any]:
+    """Reads every source into `out`/rows.jsonl and `out`/quarantine.jsonl; returns the counts. Parts of files that are
+    read stand in `kept`, where a run that goes on finds them.
 
     `system` goes before every row without a system message. Raises DataError when a file cannot be read at all, when
     more than the share `max_quarantined` of the records is quarantined, or when no row is left.
     """
-    ledgers: list[Ledger] = []
-    total_bytes = sum(source.path.stat().st_size for source in sources)
-    with open(out / "quarantine.jsonl", "wb") as quarantine, progress("load", total_bytes, "bytes") as bar:
-        rows = (row for source in sources for row in _rows(source, system, max_quarantined, ledgers, quarantine, bar))
-        written = store.write_rows(out / "rows.jsonl", rows)
+    pieces = [replace(piece, source=i) for i, source in enumerate(sources) for piece in files.pieces(source.path)]
+    with parts.workplace(kept, out) as work:
+        done = parts.each("load", partial(_part, sources, system, max_quarantined), pieces, work)
+        parts.concatenate(done, "quarantine.jsonl", out / "quarantine.jsonl")
+        parts.concatenate(done, "rows.jsonl", out / "rows.jsonl")
+    ledgers = [Ledger(source.path.name) for source in sources]
+    for piece, one in zip(pieces, done):
+        ledgers[piece.source].add(one.found)
+    for source, ledger in zip(sources, ledgers):
+        if not ledger.rows_in:
+            raise _nothing_in(source.path)
     summary = _summary(ledgers)
-    assert written == summary["kept"]
-    if not written or summary["quarantined"] / summary["rows_in"] > max_quarantined:
+    if not summary["kept"] or summary["quarantined"] / summary["rows_in"] > max_quarantined:
         raise _refusal(ledgers, summary, max_quarantined)
     return summary
 
@@ -83,8 +97,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
     ledger = Ledger(source.path.name)
     columns: dict[str, None] = {}
     examples: list[Row] = []
-    for record, outcome in islice(_outcomes(source, None), limit):
-        ledger.rows_in += 1
+    for record, outcome in islice(_outcomes(source, None, files.records(source.path)), limit):
         ledger.enter(outcome)
         if isinstance(record.value, dict):
             columns.update(dict.fromkeys(repaired(str(key)) for key in record.value))
@@ -103,38 +116,32 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
     }
 
 
-def _rows(
-    source: Source, system: str | None, max_quarantined: float, ledgers: list[Ledger], quarantine: BinaryIO, bar: Bar
-) -> Iterator[Row]:
-    """The rows of one file; the other records go to the quarantine, and all of them into a new ledger."""
-    ledger = Ledger(source.path.name)
-    ledgers.append(ledger)
-    size_bytes = source.path.stat().st_size
-    unshown_bytes = 0.0
-    for record, outcome in _outcomes(source, system):
-        ledger.rows_in += 1
-        ledger.enter(outcome)
-        if isinstance(outcome, Row):
-            yield outcome
-        else:
+def _part(
+    sources: list[Source], system: str | None, max_quarantined: float, part: parts.Part, folder: Path
+) -> dict[str, Any]:
+    """The rows and the quarantine of a part of a file, in files of its folder."""
+    source, ledger = sources[part.source], Ledger(part.path.name)
+    size_bytes = part.path.stat().st_size
+    with open(folder / "rows.jsonl", "wb") as rows, open(folder / "quarantine.jsonl", "wb") as quarantine:
+        for record, outcome in _outcomes(source, system, files.records_of(part)):
+            ledger.enter(outcome)
+            if isinstance(outcome, Row):
+                rows.write(orjson.dumps(outcome.to_json(), option=orjson.OPT_APPEND_NEWLINE))
+                continue
             quarantine.write(orjson.dumps(asdict(outcome), option=orjson.OPT_APPEND_NEWLINE))
             if record.swallows and record.size_bytes > max_quarantined * size_bytes:
                 raise _broken_off(outcome, record.size_bytes / size_bytes)
-        unshown_bytes += record.size_bytes
-        if unshown_bytes >= _BAR_BYTES:
-            bar.advance(unshown_bytes, source.path.name)
-            unshown_bytes = 0.0
-    bar.advance(unshown_bytes, source.path.name)
-    if not ledger.rows_in:
-        raise _nothing_in(source.path)
     assert ledger.rows_in == ledger.kept + ledger.quarantined, f"{ledger.path}: the ledger does not balance"
+    return {**vars(ledger), "first": {reason: asdict(quarantined) for reason, quarantined in ledger.first.items()}}
 
 
-def _outcomes(source: Source, system: str | None) -> Iterator[tuple[files.Record, Row | Quarantined]]:
-    """Each record of a file, and the row or the quarantined record that it becomes."""
+def _outcomes(
+    source: Source, system: str | None, records: Iterable[files.Record]
+) -> Iterator[tuple[files.Record, Row | Quarantined]]:
+    """Each record, and the row or the quarantined record that it becomes."""
     convert = converter(source.convert) if source.convert else None
     name = repaired(source.path.name)
-    for record in files.records(source.path):
+    for record in records:
         notes: list[str] = []
         try:
             if record.problem is not None:

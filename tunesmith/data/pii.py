@@ -82,7 +82,8 @@ _FIRST = r"(?<!\d\ )"  # no later member of a list of numbers
 _LABEL = r"""(?<![a-z])(?:phone|telephone|telefon|tel|mobile|cell|cellphone|fax|whatsapp|call\ (?:me|us)(?:\ back)?)
     (?:[_ ]?(?:number|no|nr))?(?:\ (?:is|at|on))?[\s"':=.]{1,4}"""
 
-_PROMISING = re.compile(r"@|(?:\d\D*){7}")  # all others need seven digits; most texts end here
+_DIGIT = re.compile(r"\d")
+_PROMISING = re.compile(r"(?:\d\D*){7}")  # what all but addresses need; most texts end here
 
 # Earlier recognisers win where two see the same characters. The check sees the matched value.
 _RECOGNISERS: list[tuple[str, re.Pattern[str], Callable[[str], bool]]] = [
@@ -139,7 +140,7 @@ _RECOGNISERS: list[tuple[str, re.Pattern[str], Callable[[str], bool]]] = [
 
 def find(text: str) -> list[Find]:
     """The kinds and places (start, end) of personal data in a text, in its order, without overlaps."""
-    if not _PROMISING.search(text):
+    if "@" not in text and not (_DIGIT.search(text) and _PROMISING.search(text)):
         return []
     found: list[Find] = []
     for kind, shape, is_genuine in _RECOGNISERS:
@@ -157,10 +158,11 @@ def personal_data(rows: Iterable[Row], mode: Literal["replace", "drop", "report"
     answer included. A row goes also in `replace` mode where a placeholder would break an answer that is JSON.
     """
     for row in rows:
-        replaced, kinds = _replaced(row)
-        if not kinds:
+        if not any(map(find, _texts([row.messages, row.rejected]))):
             yield Kept(row)
-        elif mode == "report":
+            continue
+        replaced, kinds = _replaced(row)
+        if mode == "report":
             yield Kept(replace(row, changes=[*row.changes, *(f"contains: {kind}" for kind in kinds)]))
         elif mode == "drop":
             yield Dropped(row, "personal data", ", ".join(kinds))
@@ -192,6 +194,14 @@ def _replaced(row: Row) -> tuple[Row, list[str]]:
     messages = _with_texts(row.messages, cleaned)
     rejected = None if row.rejected is None else cleaned(row.rejected)
     return replace(row, messages=messages, rejected=rejected), sorted({kind for kind, _ in given})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:

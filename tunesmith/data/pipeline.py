@@ -1,37 +1,47 @@
-"""Clean rows from raw ones: a chain of stages, each of which keeps or drops every row that it sees and says why."""
+"""Clean rows from raw ones: a chain of stages, each of which keeps or drops every row that it sees and says why.
+
+A row's own faults are found where it stands, part by part, on every core. Whether it contradicts or repeats others is
+then ruled over the traits of all rows that are left. Last, the parts are put together as the rulings leave them.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
-from tunesmith.core import store
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.project import Clean
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, contradictions, dedup, pii
+from tunesmith.data import answers, contradictions, dedup, parts, pii, similar, traits
+from tunesmith.data.traits import Places, Ruling, Traits, prompt_text
 
-VERSION = 1
+VERSION = 2
 
 Stage = Callable[[Iterable[Row]], Iterator[Kept | Dropped]]
+Judgement = Callable[[Traits, Places], Iterable[Ruling]]
+Rulings = dict[int, list[tuple[str, Ruling]]]  # by the row's place: the stage, and what it says
 
 _MAX_LABELS = 30  # a field with more distinct values is no label
+_MANY_LABELS = 300  # nor will one with more of them in a single part become one when rows are dropped
 
 
 def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
-    """The chain, in its order; a new stage is one more line.
+    """What is seen in a row by itself, in its order; a new stage is one more line.
 
-    Contradictions come before duplicates: a majority is counted over rows that are still there to vote. A placeholder
-    may break the schema that the text before it followed, so what was replaced is held against the schema again.
+    A placeholder may break the schema that the text before it followed, so what was replaced is held against the schema
+    again.
     """
     yield "empty answers", answers.empty
     if clean.answer == "json":
@@ -41,16 +51,25 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
     yield "personal data", partial(pii.personal_data, mode=clean.personal_data)
     if clean.answer_schema and clean.personal_data == "replace":
         yield "answer schema after replacement", partial(answers.follows_schema, schema=clean.answer_schema)
+
+
+def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple[str, Judgement]]:
+    """What is seen in all rows together. Contradictions come before duplicates: a majority is counted over rows that
+    are still there to vote."""
     yield "contradictions", partial(contradictions.resolve, mode=clean.contradictions)
     if clean.duplicates == "drop":
         yield "exact duplicates", dedup.exact
-    if clean.near_duplicates is not None:
+    if clean.near_duplicates is not None and prompts:
         keep_equal = clean.duplicates == "keep"
-        yield "near-duplicates", partial(dedup.near, threshold=clean.near_duplicates, keep_equal=keep_equal)
+        yield (
+            "near-duplicates",
+            partial(dedup.near, prompts=prompts, threshold=clean.near_duplicates, keep_equal=keep_equal),
+        )
 
 
-def run(clean: Clean, raw: Artifact, out: Path) -> dict[str, Any]:
-    """Writes `rows.jsonl` and `dropped.jsonl` (each row with its reason, detail and stage).
+def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
+    """Writes `rows.jsonl` and `dropped.jsonl` (each row with its reason, detail and stage). Parts of the work that are
+    done stand in `kept`, where a run that goes on finds them.
 
     Raises ConfigError for an answer schema that cannot be used, DataError when no row is left.
     """
@@ -60,61 +79,171 @@ def run(clean: Clean, raw: Artifact, out: Path) -> dict[str, Any]:
             f"data.clean.answer is `{clean.answer}`",
             "write `answer: json` beside it, or take `answer_schema` out",
         )
-    rows = store.read_rows(raw / "rows.jsonl")
-    rows_in, ledger, dropped = len(rows), [], []
-    for name, stage in stages(clean):
-        started = time.perf_counter()
-        results = list(stage(rows))
-        assert len(results) == len(rows), f"{name} lost or made rows: {len(rows)} in, {len(results)} out"
-        gone = [result for result in results if isinstance(result, Dropped)]
-        dropped += [{**d.row.to_json(), "reason": d.reason, "detail": d.detail, "stage": name} for d in gone]
-        ledger.append(
-            {
-                "stage": name,
-                "rows_in": len(rows),
-                "kept": len(rows) - len(gone),
-                "dropped": len(gone),
-                "seconds": round(time.perf_counter() - started, 3),
-            }
-        )
-        rows = [result.row for result in results if isinstance(result, Kept)]
-    store.write_rows(out / "rows.jsonl", rows)
-    store.write_jsonl(out / "dropped.jsonl", dropped)
-    reasons = Counter(d["reason"] for d in dropped)
-    if not rows:
+    pieces = list(parts.cut(raw / "rows.jsonl"))
+    rows_in = sum(piece.lines for piece in pieces)
+    cut = similar.banding(clean.near_duplicates, rows_in) if clean.near_duplicates is not None else None
+    with parts.workplace(kept, out) as work:
+        done = parts.each("clean", partial(_part, clean, cut), pieces, work)
+        folders = [one.folder for one in done]
+        found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
+        prompts = similar.read(folders, work / "shingles", cut) if cut else None
+        rulings = _judge(judgements(clean, prompts), rows, found)
+        left = _write(done, rows, rulings, out, found)
+    reasons = dict(found.reasons.most_common())
+    assert rows_in == len(left) + sum(reasons.values()), f"{rows_in} rows in, {len(left)} kept, dropped: {reasons}"
+    if not len(left):
         raise DataError(
             "no row is left after cleaning",
             _why_none(rows_in, reasons),
             "read output/failed/clean/dropped.jsonl, then mend the data or loosen `data.clean`",
         )
-    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     return {
-        "headline": f"{len(rows):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
+        "headline": f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
         "rows_in": rows_in,
-        "kept": len(rows),
-        "dropped": len(dropped),
-        "reasons": dict(reasons.most_common()),
-        "changes": dict(Counter(_kind(note) for row in rows for note in row.changes).most_common()),
-        "stages": ledger,
-        "labels": labels(rows) if clean.answer == "json" else {},
-        "prompt_words": _lengths(" ".join(m["content"] for m in row.prompt if m["role"] != "system") for row in rows),
-        "answer_words": _lengths(row.answer for row in rows),
+        "kept": len(left),
+        "dropped": rows_in - len(left),
+        "reasons": reasons,
+        "changes": {change: n for change, n in found.changes.most_common() if n},
+        "stages": found.stages,
+        "labels": found.few_labels(),
+        "prompt_words": _lengths(rows["prompt_words"][left]),
+        "answer_words": _lengths(rows["answer_words"][left]),
     }
 
 
-def labels(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """How often each value stands in the fields of JSON answers, commonest first, for fields of a few plain values."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        answer = answers.parse_json(row.answer)
-        for field, value in answer.items() if isinstance(answer, dict) else ():
-            if not isinstance(value, dict | list):
-                found[field][value if isinstance(value, str) else orjson.dumps(value).decode()] += 1
-    return {field: dict(values.most_common()) for field, values in found.items() if len(values) <= _MAX_LABELS}
+@dataclass
+class _Found:
+    """What became of the rows: a ledger of the stages, and counts over the rows that are left."""
+
+    json: bool  # whether answers are JSON, whose values are counted
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, done: list[parts.Done], json: bool) -> _Found:
+        """Of all parts."""
+        found = cls(json)
+        for one in done:
+            found.reasons.update(one.found["reasons"])
+            found.changes.update(one.found["changes"])
+            for label, values in one.found["labels"].items():
+                found.labels.setdefault(label, Counter()).update(values)
+        for entries in zip(*(one.found["stages"] for one in done)):
+            sums = {key: sum(entry[key] for entry in entries) for key in entries[0] if key != "stage"}
+            found.stages.append({"stage": entries[0]["stage"], **sums, "seconds": round(sums["seconds"], 3)})
+        return found
+
+    def enter(self, stage: str, rows_in: int, dropped: int, seconds: float) -> None:
+        counts = {"rows_in": rows_in, "kept": rows_in - dropped, "dropped": dropped}
+        self.stages.append({"stage": stage, **counts, "seconds": round(seconds, 3)})
+
+    def count(self, rows: Iterable[Row], sign: int = 1) -> None:
+        """Counts rows, or takes them out again."""
+        for row in rows:
+            for note in row.changes:
+                self.changes[_kind(note)] += sign
+            for label, value in _labels(row) if self.json else ():
+                self.labels.setdefault(label, Counter())[value] += sign
+
+    def few_labels(self) -> dict[str, dict[str, int]]:
+        """How often each value stands in the fields of JSON answers, commonest first, for fields of a few values."""
+        counted = {name: {value: n for value, n in values.most_common() if n} for name, values in self.labels.items()}
+        return {name: values for name, values in counted.items() if 0 < len(values) <= _MAX_LABELS}
 
 
-def _why_none(rows_in: int, reasons: Counter[str]) -> str:
-    top = ", ".join(f"{reason} ({n:,})" for reason, n in reasons.most_common(3))
+def _part(clean: Clean, cut: similar.Banding | None, part: parts.Part, folder: Path) -> dict[str, Any]:
+    """The stages over the rows of one part: what they leave and drop, and the traits and sketches of what is left."""
+    lines: list[bytes | None] = list(part.read())
+    rows = [Row.from_json(orjson.loads(line)) for line in lines if line]
+    found = _Found(clean.answer == "json")
+    with open(folder / "dropped.jsonl", "wb") as dropped:
+        for name, stage in stages(clean):
+            started = time.perf_counter()
+            results = list(stage(rows))
+            assert len(results) == len(rows), f"{name} lost or made rows: {len(rows)} in, {len(results)} out"
+            left = []
+            for result, row, line in zip(results, rows, lines):
+                if isinstance(result, Kept):
+                    left.append((result.row, line if result.row is row else None))
+                else:
+                    found.reasons[result.reason] += 1
+                    dropped.write(_dropped(result, name))
+            found.enter(name, len(rows), len(rows) - len(left), time.perf_counter() - started)
+            rows, lines = [row for row, _ in left], [line for _, line in left]
+    with open(folder / "rows.jsonl", "wb") as file:
+        file.writelines(line or _line(row) for row, line in zip(rows, lines))
+    traits.write(folder, traits.of(rows, traits.compared, traits.COMPARED))
+    if cut:
+        similar.write(folder, [prompt_text(row) for row in rows], cut)
+    found.count(rows)
+    few = {label: values for label, values in found.labels.items() if len(values) <= _MANY_LABELS}
+    return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}
+
+
+def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Found) -> Rulings:
+    left, rulings = np.arange(len(rows)), defaultdict(list)
+    for name, judge in judgements:
+        started = time.perf_counter()
+        said = list(judge(rows, left))
+        for ruling in said:
+            rulings[ruling.place].append((name, ruling))
+        gone = np.array([ruling.place for ruling in said if ruling.reason], np.int64)
+        found.enter(name, len(left), len(gone), time.perf_counter() - started)
+        left = np.setdiff1d(left, gone, assume_unique=True)
+    return dict(rulings)
+
+
+def _write(done: list[parts.Done], rows: Traits, rulings: Rulings, out: Path, found: _Found) -> Places:
+    """Puts the parts together, and returns the places of the rows that are left. Only rows with a ruling are parsed."""
+    left, place = np.ones(len(rows), bool), 0
+    with open(out / "rows.jsonl", "wb") as kept, open(out / "dropped.jsonl", "wb") as dropped:
+        for one in done:
+            with open(one.folder / "dropped.jsonl", "rb") as file:
+                shutil.copyfileobj(file, dropped)
+            with open(one.folder / "rows.jsonl", "rb") as file:
+                for line in file:
+                    left[place], line = _ruled(line, rulings[place], rows, found) if place in rulings else (True, line)
+                    (kept if left[place] else dropped).write(line)
+                    place += 1
+    return np.flatnonzero(left)
+
+
+def _ruled(line: bytes, said: list[tuple[str, Ruling]], rows: Traits, found: _Found) -> tuple[bool, bytes]:
+    """Whether a row is left under these rulings, and what is written of it."""
+    row = Row.from_json(orjson.loads(line))
+    found.count([row], -1)
+    for stage, ruling in said:
+        detail = ruling.detail.format(rows.read_at(ruling.other))
+        if ruling.reason:
+            found.reasons[ruling.reason] += 1
+            return False, _dropped(Dropped(row, ruling.reason, detail), stage)
+        row = row.changed(detail, row.messages)
+    found.count([row])
+    return True, _line(row)
+
+
+def _line(row: Row) -> bytes:
+    return orjson.dumps(row.to_json(), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _dropped(dropped: Dropped, stage: str) -> bytes:
+    told = {"reason": dropped.reason, "detail": dropped.detail, "stage": stage}
+    return orjson.dumps({**dropped.row.to_json(), **told}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _labels(row: Row) -> Iterator[tuple[str, str]]:
+    """The plain values in the fields of a JSON answer."""
+    answer = answers.parse_json(row.answer)
+    for name, value in answer.items() if isinstance(answer, dict) else ():
+        if not isinstance(value, dict | list):
+            yield name, value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _why_none(rows_in: int, reasons: dict[str, int]) -> str:
+    top = ", ".join(f"{reason} ({n:,})" for reason, n in list(reasons.items())[:3])
     return f"all {rows_in:,} rows were dropped: {top}" if rows_in else "there was none to begin with"
 
 
@@ -123,8 +252,8 @@ def _kind(note: str) -> str:
     return re.sub(r" \S.*:\d+$", "", note)
 
 
-def _lengths(texts: Iterable[str]) -> dict[str, int]:
+def _lengths(words_N: Places) -> dict[str, int]:
     """Median, 95th percentile and maximum of the number of words."""
-    ordered = sorted(len(text.split()) for text in texts)
-    median, high = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95))
-    return {"p50": median, "p95": high, "max": ordered[-1]}
+    ordered = np.sort(words_N)
+    median, high = (int(ordered[math.ceil(share * len(ordered)) - 1]) for share in (0.5, 0.95))
+    return {"p50": median, "p95": high, "max": int(ordered[-1])}

@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tunesmith.core import certificate
 from tunesmith.core.console import progress
 from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Quarantined
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from tunesmith.models.base import Base
 
-VERSION = 1
+VERSION = 2
 VALIDATION_SHARE = 0.05  # of the tokens
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # instruct models call another token their end: that of a turn
@@ -118,6 +119,8 @@ def run(texts: list[Path], block_tokens: int | None, max_quarantined: float, bas
         "validation": _write(out, "validation", blocks, held_out_B),
     }
     blocks.path.unlink()
+    names = [f"{side}.{kind}.npy" for side in sides for kind in ("ids", "learnt", "ends")]
+    certificate.seal(out, {"leaks": 0, "exam": 0}, names)  # there is no exam to know
     return {
         "headline": _headline(ledger, blocks, sides),
         "found": ledger.found.total(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from tunesmith.core import hardware, interrupt, store, unfinished
+from tunesmith.core import certificate, hardware, interrupt, store, unfinished
 from tunesmith.core.console import Bar, progress, say
 from tunesmith.core.errors import settings_names
 from tunesmith.core.records import Decision
@@ -36,6 +36,7 @@ VERSION = 7
 def run(plan: Artifact, base: Base | Artifact, dataset: Artifact, out: Path, kept: Path) -> dict[str, Any]:
     """Writes `adapter/` or, for full and freeze, `model/`, with the tokeniser, and `metrics.jsonl`, a line per step and
     evaluation. Until it is done, log and checkpoints stand in `kept`, and a later call goes on from there."""
+    certificate.require(dataset.folder)
     base = bases.of(base)
     chosen = _chosen(plan)
     if chosen["processes"] == 1:

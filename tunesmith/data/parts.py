@@ -1,0 +1,147 @@
+"""Files of any length, a part at a time: each part is work by itself, done on every core, and what is done stays done.
+
+A part is a stretch of a file that holds whole lines. A job reads one and writes what it makes of it into a folder of
+its own, which appears under its name only when the job has come to its end. So memory does not grow with the file, a
+run that was killed finds the finished parts again, and whoever reads the folders in their order sees what one long run
+would have written. What many rows decide together (which of them repeat one another) is no job's business: jobs leave
+a few numbers for each row, and these are looked at in one place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core import hardware, store
+from tunesmith.core.console import progress
+from tunesmith.core.errors import ResourceError
+
+PART_BYTES = 4 << 20
+
+_AHEAD = 2  # parts that are given out for each process
+_BLOCK_BYTES = 1 << 18
+_FOUND = "found.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The lines of a file from byte `start` to byte `stop`: how many, and how many stand before them. `source` tells
+    one file from another where several are worked on together."""
+
+    path: Path
+    start: int
+    stop: int
+    lines: int
+    before: int
+    source: int = 0
+
+    def read(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            left = self.stop - self.start
+            while left > 0:
+                line = file.readline()
+                left -= len(line)
+                yield line
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job left: files in a folder, and what it returned."""
+
+    folder: Path
+    found: dict[str, Any]
+
+
+Job = Callable[[Part, Path], dict[str, Any]]  # a function of a module, which other processes can import
+
+
+def cut(path: Path, size_bytes: int = PART_BYTES) -> Iterator[Part]:
+    """The parts of a file, in their order. What ends a line is what Python's `open` takes for an end of line."""
+    start = before = lines = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            block += b"" if block.endswith(b"\n") else file.readline()
+            ends = block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+            lines += ends + (not block.endswith((b"\n", b"\r")))
+            if file.tell() - start >= size_bytes:
+                yield Part(path, start, file.tell(), lines, before)
+                start, before, lines = file.tell(), before + lines, 0
+        if lines:
+            yield Part(path, start, file.tell(), lines, before)
+
+
+@contextmanager
+def workplace(kept: Path | None, out: Path) -> Iterator[Path]:
+    """Where parts are worked on: in a folder that outlives a kill, if there is one, else in a passing one beside the
+    results."""
+    folder = (kept or out) / ".parts"
+    try:
+        yield folder
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def each(label: str, job: Job, parts: Iterable[Part], kept: Path) -> list[Done]:
+    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again.
+
+    Raises what the job raises, and ResourceError where a process is killed."""
+    work = [(part, kept / f"{number:06d}") for number, part in enumerate(parts)]
+    missing = sum(not (folder / _FOUND).is_file() for _, folder in work)
+    processes = min(hardware.cores(), missing)
+    kept.mkdir(parents=True, exist_ok=True)
+    outcomes = _in_processes(job, work, processes) if processes > 1 else (_do(job, *one, os.getpid()) for one in work)
+    with progress(label, sum(part.stop - part.start for part, _ in work), "bytes") as bar:
+        done = []
+        for (part, _), outcome in zip(work, outcomes):
+            bar.advance(part.stop - part.start, part.path.name)
+            done.append(outcome)
+    return done
+
+
+def concatenate(done: Iterable[Done], name: str, path: Path) -> None:
+    """One file of the parts' files of this name."""
+    with open(path, "wb") as whole:
+        for one in done:
+            with open(one.folder / name, "rb") as file:
+                shutil.copyfileobj(file, whole)
+
+
+def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
+    """Given out in order, and never many more than there are processes: results wait on the disk, not in memory."""
+    import joblib  # a fifth of a second, which short files need not wait
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    pool = joblib.Parallel(processes, return_as="generator", batch_size=1, pre_dispatch=_AHEAD * processes)
+    try:
+        yield from pool(joblib.delayed(_do)(job, *one, os.getpid()) for one in work)
+    except TerminatedWorkerError:
+        raise ResourceError(
+            "a process that read rows was killed",
+            "most often because memory is short: then the system ends the process that needs the most",
+            "free some memory, then run the same command again: what was read stays read",
+        ) from None
+    finally:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _do(job: Job, part: Part, folder: Path, asker: int) -> Done:
+    """The folder appears whole or not at all. Whoever was asked by a process that is gone since publishes nothing: it
+    may have been killed, and another run may be at work in its place."""
+    if (folder / _FOUND).is_file():
+        return Done(folder, store.read_json(folder / _FOUND))
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    found = job(part, unfinished)
+    store.write_json(unfinished / _FOUND, found)
+    if asker in (os.getpid(), os.getppid()):
+        os.rename(unfinished, folder)
+    return Done(folder, found)

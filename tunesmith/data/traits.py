@@ -1,0 +1,159 @@
+"""What rows are compared by, as a few numbers for each: a million rows' worth fits where the rows themselves would not.
+
+Each part's rows are noted by themselves. Which of them contradict or repeat one another is then found in the traits of
+all rows at once, where a row is known by its place, and told as rulings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.core import store
+from tunesmith.core.records import Row, content_id, normalised
+from tunesmith.data.answers import parse_json
+
+Places = NDArray[np.int64]
+
+READ_AT = [("source", "u4"), ("line", "i8")]  # which of the names of files, and where in it
+COMPARED = np.dtype(
+    [
+        *READ_AT,
+        ("context", "u8"),  # all that an answer may depend on: side, tools, and every message before it
+        ("meaning", "u8"),  # what the answer says, however it is written
+        ("said", "u8"),  # the answer up to whitespace
+        ("kind", "u8"),  # rows of two kinds are never near-duplicates
+        ("prompt", "u8"),  # the text whose shingles are compared
+        ("prompt_words", "i4"),
+        ("answer_words", "i4"),
+    ]
+)
+
+_NUMBER = re.compile(r"(?:[-+−*/×÷^<>=]\s*)?\d+(?:[.,:]\d+)*%?")  # normalised text has lost signs and decimal points
+_DIGIT = re.compile(r"\d")
+_WORD = re.compile(r"[^\W_]+(?:['’]t)?")
+_DENYING = """
+    no not never none nobody nothing nowhere neither nor without cannot
+    aint arent cant couldnt didnt doesnt dont hadnt hasnt havent isnt shouldnt wasnt werent wont wouldnt
+    nicht kein keine keinem keinen keiner keines nie niemals ohne non pas jamais sans nunca sin"""
+_NEGATIONS = frozenset(_DENYING.split())
+_JSON_BEGINS = frozenset('{["-0123456789tfn')
+
+
+class Ruling(NamedTuple):
+    """What is to become of the row at a place, on account of the one at `other`: it is dropped for this reason, or kept
+    with the detail as a note. In `detail`, {} stands for where the other row was read."""
+
+    place: int
+    other: int
+    reason: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Those of N rows, by name: `traits["context"]`."""
+
+    rows_N: NDArray[Any]  # structured; begins with the fields READ_AT
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.rows_N[name]
+
+    def read_at(self, place: int) -> str:
+        """Where the row at a place was read."""
+        row = self.rows_N[place]
+        return f"{self.sources[row['source']]}:{row['line']}"
+
+
+def of(rows: Sequence[Row], noted: Callable[[Row], tuple[int, ...]], dtype: np.dtype[Any]) -> Traits:
+    """`noted` gives a row's values behind those of READ_AT."""
+    sources = {name: i for i, name in enumerate(dict.fromkeys(row.source for row in rows))}
+    found = [(sources[row.source], row.line, *noted(row)) for row in rows]
+    return Traits(np.array(found, dtype), list(sources))
+
+
+def write(folder: Path, traits: Traits) -> None:
+    """The traits of a part's rows, in files of its folder."""
+    traits.rows_N.tofile(folder / "traits")
+    store.write_json(folder / "sources.json", traits.sources)
+
+
+def together(folders: Sequence[Path], dtype: np.dtype[Any]) -> Traits:
+    """The traits of the rows of all parts."""
+    rows, sources = [np.zeros(0, dtype)], list[str]()
+    for folder in folders:
+        of_part = np.fromfile(folder / "traits", dtype)
+        of_part["source"] += len(sources)
+        rows.append(of_part)
+        sources += store.read_json(folder / "sources.json")
+    return Traits(np.concatenate(rows), sources)
+
+
+def prompt_text(row: Row) -> str:
+    """The prompt without its system message, as it is compared with others."""
+    return "\n".join(normalised(m["content"]) for m in row.prompt if m["role"] != "system")
+
+
+def compared(row: Row) -> tuple[int, ...]:
+    """The values of COMPARED, behind those of READ_AT."""
+    prompt = row.prompt
+    texts, calls = [normalised(m["content"]) for m in prompt], [m.get("tool_calls") for m in prompt]
+    numbers = [_NUMBER.findall(m["content"]) if _DIGIT.search(m["content"]) else [] for m in prompt]
+    system = [text for text, m in zip(texts, prompt) if m["role"] == "system"]
+    turns = [i for i, m in enumerate(prompt) if m["role"] != "system"]
+    side = row.split if row.split in ("validation", "test") else "train"
+    words = row.answer.split()
+    said = [words, row.messages[-1].get("tool_calls"), row.rejected and row.rejected.split()]
+    messages = [[m["role"], *of_message] for m, *of_message in zip(prompt, texts, numbers, calls)]
+    figures = sorted(number for i in turns for number in numbers[i])
+    denied = sorted(word for i in turns for word in _negations(prompt[i]["content"]))
+    return (
+        hashed([side, row.tools, messages]),
+        hashed(_meaning(row)),
+        hashed(said),
+        hashed([side, system, row.tools, calls, said, figures, denied]),
+        hashed([texts[i] for i in turns]),
+        sum(len(prompt[i]["content"].split()) for i in turns),
+        len(words),
+    )
+
+
+def _negations(text: str) -> list[str]:
+    """Those that it has, in every way to write them; "n't" for all verbs that end so."""
+    words = _WORD.findall(text.casefold())
+    return [
+        "n't" if word[-2:-1] in "'’" else word for word in words if word in _NEGATIONS or word.endswith(("n't", "n’t"))
+    ]
+
+
+def hashed(value: Any) -> int:
+    return int(content_id(value), 16)
+
+
+def _meaning(row: Row) -> list[Any]:
+    """The same for answers that say the same: JSON by its value, all else up to whitespace."""
+    said: dict[str, Any] = {"text": " ".join(row.answer.split())}
+    if said["text"][:1] in _JSON_BEGINS:
+        with suppress(ValueError):
+            said = {"json": _one_number(parse_json(row.answer))}
+    return [said, row.messages[-1].get("tool_calls")]
+
+
+def _one_number(value: Any) -> Any:
+    """2 for 2.0, at any depth: JSON knows one kind of number. True stays apart from 1, as it would not by `==`."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_one_number(item) for item in value]
+    return {key: _one_number(item) for key, item in value.items()} if isinstance(value, dict) else value
