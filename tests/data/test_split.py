@@ -285,6 +285,10 @@ def test_no_exam_row_is_like_one_that_trains(of, tmp_path, real_data):
     assert certificate["pinned_exam"] == (
         {"test": 3080, "leaks": 492} if "published" in of else {"test": 0, "leaks": 0}
     )
+    told = {"instructions": "would have let training know 8", "banking77": "would have let training know 3",
+            "banking77 as published": "492 of 3,080 were, before such rows were dropped"}  # fmt: skip
+    assert told[of] in summary["vouched"]
+    assert summary["vouched"].rstrip(".") in summary["headline"]
     assert summary["test"] == pytest.approx(0.2 * len(rows), rel=0.05) or "published" in of
 
 

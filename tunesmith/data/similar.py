@@ -248,6 +248,8 @@ def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> dict[in
         asking = np.flatnonzero(~mine & (held > 0))
         for k in range(min(int(held[asking].max(initial=0)), _ALL_PAIRS)):
             asking = asking[(held[asking] > k) & ~answered_N[place[order[asking]]]]
+            if not len(asking):
+                break
             pairs = _alike(of.sets, (place[order[asking]], place[order[first[asking] + k]]), threshold)
             for other, this, similarity in zip(*(side.tolist() for side in (*pairs, similarities(of.sets, pairs)))):
                 found.setdefault(other, (this, similarity))

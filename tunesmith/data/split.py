@@ -99,15 +99,17 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
             "add examples, lower data.split.test and data.split.validation, or pin fewer files to them",
         )  # fmt: skip
     warnings = list(_warnings(split, rows, counts))
-    told = ", ".join(f"{count:,} {side}" for side, count in counts.items())
+    told, vouched = ", ".join(f"{count:,} {side}" for side, count in counts.items()), _vouched(certified)
     return {
-        "headline": f"{told}, {len(assigned.gone):,} dropped" + "".join(f"; {w.rstrip('.')}" for w in warnings),
+        "headline": f"{told}, {len(assigned.gone):,} dropped"
+        + "".join(f"; {w.rstrip('.')}" for w in [vouched, *warnings]),
         "rows_in": len(rows),
         **counts,
         "dropped": len(assigned.gone),
         "reasons": reasons,
         "groups": {side: len(np.unique(assigned.group_N[assigned.of(i)])) for i, side in enumerate(SIDES)},
         "certificate": certified,
+        "vouched": vouched,
         "warnings": warnings,
     }
 
@@ -238,6 +240,16 @@ def _certify(
         "random_split": {"test": len(exam), "leaks": len(similar.across(prompts, ALIKE, rest, exam))},
     }
     return certificate.seal(out, facts, [f"{side}.jsonl" for side in SIDES])
+
+
+def _vouched(certified: dict[str, Any]) -> str:
+    """The certificate in a sentence."""
+    drawn, pinned = certified["random_split"], certified["pinned_exam"]
+    if not drawn["test"]:
+        return "There is no exam, so none that training could know."
+    known = f"{pinned['leaks']:,} of {pinned['test']:,} were, before such rows were dropped from training"
+    leaked = f"a random split would have let training know {drawn['leaks']:,} of {drawn['test']:,}"
+    return f"Certified: no exam prompt is like one that trains ({known if pinned['test'] else leaked})."
 
 
 def _warnings(split: Split, rows: Traits, counts: dict[str, int]) -> Iterator[str]:
