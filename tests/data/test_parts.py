@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -174,3 +175,25 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     }
     assert (result / "rows.jsonl").read_bytes() == (tmp_path / "whole/clean/rows.jsonl").read_bytes()
     assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.1, 0.4])
+def test_ctrl_c_is_told_once(tmp_path: Path, delay_seconds: float) -> None:
+    """A terminal sends it to every process, also to those that are just being started: they say nothing of it."""
+    rows_of(tmp_path / "data.jsonl", 60_000)
+    (tmp_path / "tunesmith.yaml").write_text("name: small\ndata:\n  sources:\n    - path: data.jsonl\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunesmith", "run", "--until", "clean", "--set", "data.max_quarantined=0.5"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (tmp_path / "output/unfinished/load/.parts").exists():
+        time.sleep(0.005)
+    time.sleep(delay_seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, told
+    assert "Traceback" not in told and "Error" not in told, told

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +123,9 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
 
     pool = joblib.Parallel(processes, return_as="generator", batch_size=1, pre_dispatch=_AHEAD * processes)
     try:
-        yield from pool(joblib.delayed(_do)(job, *one, os.getpid()) for one in work)
+        with _deaf():
+            done = pool(joblib.delayed(_do)(job, *one, os.getpid()) for one in work)
+        yield from done
     except TerminatedWorkerError:
         raise ResourceError(
             "a process that read rows was killed",
@@ -130,6 +134,22 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
         ) from None
     finally:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started within it never hear Ctrl-C, which a terminal sends to all: it is this one that ends
+    them. What was sent meanwhile is heard afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what becomes of a signal
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _do(job: Job, part: Part, folder: Path, asker: int) -> Done:
