@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tunesmith.core import certificate, hardware, store
-from tunesmith.core.project import Format
+from tunesmith.core.data_section import Format
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from tunesmith.core import config
 from tunesmith.core.config import load_project
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.project import Project, Section
+from tunesmith.core.project import Project
+from tunesmith.core.section import Section
 
 Write = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core import certificate, store
+from tunesmith.core.data_section import Format
 from tunesmith.core.errors import ConfigError, DataError, ModelError
-from tunesmith.core.project import Format
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core import store
+from tunesmith.core.data_section import Source
 from tunesmith.core.errors import ConfigError, DataError, UserError
-from tunesmith.core.project import Source
 from tunesmith.core.step import Steps
 from tunesmith.data import load
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
+from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.core.project import Clean
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import pipeline

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tunesmith.core.project import Fields
+from tunesmith.core.data_section import Fields
 from tunesmith.data import shapes
 from tunesmith.data.values import Unusable
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from tunesmith.core import store
+from tunesmith.core.data_section import Split
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.core.project import Split
 from tunesmith.core.records import Dropped, Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import similar, split, traits

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tunesmith.core import certificate, store
+from tunesmith.core.data_section import Format
 from tunesmith.core.errors import ModelError
 from tunesmith.core.interrupt import Asked, Interrupted
-from tunesmith.core.project import Format
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tunesmith.core import certificate, store
+from tunesmith.core.data_section import Format
 from tunesmith.core.interrupt import Interrupted
-from tunesmith.core.project import Format, Train
+from tunesmith.core.project import Train
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import format

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.project import Clean, Gate
+from tunesmith.core.data_section import Clean
+from tunesmith.core.project import Gate
 from tunesmith.core.records import Row
 from tunesmith.result import Figure, Show
 from tunesmith.web import report

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.core.project import Project, Section
+from tunesmith.core.project import Project
+from tunesmith.core.section import Section
 
 
 def load_project(path: Path, overrides: list[str] | None = None) -> Project:

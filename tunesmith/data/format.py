@@ -17,7 +17,7 @@ from tunesmith.core.step import Artifact
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tunesmith.core.project import Format
+    from tunesmith.core.data_section import Format
     from tunesmith.models.base import Base
     from tunesmith.models.chat import Rendered
 

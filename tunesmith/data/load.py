@@ -17,8 +17,8 @@ from typing import Any
 
 import orjson
 
+from tunesmith.core.data_section import Source
 from tunesmith.core.errors import DataError
-from tunesmith.core.project import Source
 from tunesmith.core.records import Quarantined, Row
 from tunesmith.data import files, parts, shapes
 from tunesmith.data.convert import converter

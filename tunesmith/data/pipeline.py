@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.core.project import Clean
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import answers, contradictions, dedup, parts, pii, similar, traits

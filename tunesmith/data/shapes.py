@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunesmith.core.project import Fields
+from tunesmith.core.data_section import Fields
 from tunesmith.core.records import Message
 from tunesmith.data.conversation import are_turns, canonical, message, role_of
 from tunesmith.data.values import Unusable, compact, kind, named, parse, short, storable

@@ -22,8 +22,8 @@ import orjson
 from numpy.typing import NDArray
 
 from tunesmith.core import certificate
+from tunesmith.core.data_section import Split
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.core.project import Split
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import parts, similar, traits

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.core.project import Fields, Source
 from tunesmith.data import load
 
 _TEMPLATE = """\

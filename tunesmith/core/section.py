@@ -1,0 +1,51 @@
+"""What every section of the project file is made of: strict keys, documented fields, paths that exist.
+
+Paths in the file are relative to it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    """Paths in the file are relative to it; ~ is the home folder, ${NAME} an environment variable."""
+    missing = [name for name in re.findall(r"\$\{(\w+)\}", str(path)) if name not in os.environ]
+    if missing:
+        raise ValueError(f"the environment variable {missing[0]} is not set; this path begins there")
+    root: Path = (info.context or {}).get("root", Path.cwd())
+    return root / os.path.expandvars(os.path.expanduser(path))
+
+
+def _existing(path: Path) -> Path:
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name one file")
+        if not path.exists():
+            near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], 1, 0.5)
+            raise ValueError(f"no such file: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ValueError(f"{path} cannot be looked up: {error.strerror}") from None
+    return path
+
+
+InputFile = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_left_out(cls, given: Any) -> Any:
+        """`train:` with nothing under it is null in YAML; it means the section with its defaults."""
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
+        left_out = {name for name in sections if isinstance(given, dict) and given.get(name, 0) is None}
+        return {name: value for name, value in given.items() if name not in left_out} if left_out else given
