@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from tunesmith.core.data_section import Source
+from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
 from tunesmith.data import files, parts, shapes
@@ -140,7 +140,7 @@ def _outcomes(
 ) -> Iterator[tuple[files.Record, Row | Quarantined]]:
     """Each record, and the row or the quarantined record that it becomes."""
     convert = converter(source.convert) if source.convert else None
-    name = repaired(source.path.name)
+    name, fields = repaired(source.path.name), source.fields if source.fields != Fields() else None
     for record in records:
         notes: list[str] = []
         try:
@@ -149,7 +149,7 @@ def _outcomes(
             value = plain(record.value, notes)
             if convert is not None:
                 value = plain(convert(value), notes)
-            found = shapes.read(value, source.fields, system, notes)
+            found = shapes.read(value, fields, system, notes)
         except Unusable as problem:
             yield record, Quarantined(name, record.line, problem.reason, repaired(problem.fix), _beginning(record))
         else:
