@@ -24,14 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint32]
-Kinds = NDArray[np.uint64]
+Codes = NDArray[np.uint64]
 Pairs = tuple[Ints, Ints]  # (later_P, earlier_P): places of texts
 
 SHINGLE = 4  # characters
@@ -197,7 +196,7 @@ def similarities(sets: Sets, pairs: Pairs) -> NDArray[np.float64]:
 
 
 def repeats(
-    of: Sketches, threshold: float, texts: Ints, kinds_N: Kinds, spared_N: Kinds | None = None
+    of: Sketches, threshold: float, texts: Ints, kinds_N: Codes, spared_N: Codes | None = None
 ) -> dict[int, tuple[int, float]]:
     """Which of these texts are like an earlier one of their kind that is like none itself: that one (the first of
     them), and how alike they are. Two that agree in `spared_N` are not held to be alike.
@@ -348,20 +347,21 @@ def _possible(sets: Sets, pairs: Pairs, threshold: float) -> Pairs:
     return later_P[possible], earlier_P[possible]
 
 
-def _codes(later_P: Ints, earlier_P: Ints) -> NDArray[np.uint64]:
+def _codes(later_P: Ints, earlier_P: Ints) -> Codes:
     """Pairs as numbers, in whose order the later text comes first; a pair that stands twice is one."""
     codes = (later_P.astype(np.uint64) << _HALF) | earlier_P.astype(np.uint64)
     codes.sort()
-    return codes[np.diff(codes, prepend=~codes[:1]) != 0]
+    found: Codes = codes[np.diff(codes, prepend=~codes[:1]) != 0]
+    return found
 
 
-def _merged(codes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _merged(codes: Codes, others: Codes) -> Codes:
     merged = np.concatenate([codes, others])
     merged.sort()
     return merged
 
 
-def _pairs(codes_P: NDArray[np.uint64]) -> Pairs:
+def _pairs(codes_P: Codes) -> Pairs:
     return (codes_P >> _HALF).astype(np.int64), (codes_P & _LOWER).astype(np.int64)
 
 
