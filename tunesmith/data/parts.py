@@ -95,14 +95,16 @@ def workplace(kept: Path | None, out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def each(label: str, job: Job, parts: Iterable[Part], kept: Path) -> list[Done]:
-    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again.
+def each(label: str, job: Job, parts: Iterable[Part], kept: Path, worth_bytes: int = 0) -> list[Done]:
+    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again. Less work
+    than `worth_bytes` is done in this process: the job imports so much that others would begin too late.
 
     Raises what the job raises, and ResourceError where a process is killed."""
     work = [(part, kept / f"{number:06d}") for number, part in enumerate(parts)]
-    missing = sum(not (folder / _FOUND).is_file() for _, folder in work)
+    missing = [part for part, folder in work if not (folder / _FOUND).is_file()]
     kept.mkdir(parents=True, exist_ok=True)
-    outcomes = _outcomes(job, work, min(hardware.cores(), missing))
+    alone = sum(part.stop - part.start for part in missing) < worth_bytes
+    outcomes = _outcomes(job, work, 1 if alone else min(hardware.cores(), len(missing)))
     with progress(label, sum(part.stop - part.start for part, _ in work), "bytes") as bar:
         done = []
         for (part, _), outcome in zip(work, outcomes):
@@ -148,7 +150,7 @@ def on_ray(address: str) -> Iterator[None]:
 
 
 def _outcomes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
-    if _ON_RAY.get() and processes:
+    if _ON_RAY.get() and processes > 1:
         return _by_ray(job, work)
     if processes > 1:
         return _in_processes(job, work, processes)
