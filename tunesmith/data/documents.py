@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined
-from tunesmith.data import files
+from tunesmith.data import files, readers
 from tunesmith.data.values import Unusable, named, plain, repaired
 
 Form = Literal["records", "lines", "file"]
@@ -110,6 +110,6 @@ def _text(path: Path, by_line: bool) -> Iterator[Document | Quarantined]:
         yield Document(name, begin, "".join(lines).strip(), markdown=markdown)
 
 
-def _quarantined(name: str, record: files.Record, problem: Unusable) -> Quarantined:
+def _quarantined(name: str, record: readers.Record, problem: Unusable) -> Quarantined:
     shown = repaired((record.text or str(record.value))[:SHOWN_CHARACTERS])
     return Quarantined(name, record.line, problem.reason, repaired(problem.fix), shown)
