@@ -37,8 +37,8 @@ _ON_RAY = ContextVar("_ON_RAY", default=False)
 
 @dataclass(frozen=True)
 class Part:
-    """The lines of a file from byte `start` to byte `stop`: how many, and how many stand before them. `source` tells
-    one file from another where several are worked on together."""
+    """The lines of a file from byte `start` to byte `stop`: how many, and how many stand before them. `source` and
+    `name` tell one file from another where several are worked on together."""
 
     path: Path
     start: int
@@ -46,6 +46,7 @@ class Part:
     lines: int
     before: int
     source: int = 0
+    name: str = ""
 
     def read(self) -> Iterator[bytes]:
         with open(self.path, "rb") as file:
