@@ -24,7 +24,7 @@ from tunesmith.data import files, parts, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
-VERSION = 2
+VERSION = 3
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
@@ -163,6 +163,7 @@ def _outcomes(
                     source.split,
                     found.tools,
                     found.rejected,
+                    found.time,
                     changes=found.notes,
                 ),
             )

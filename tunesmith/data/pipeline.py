@@ -24,13 +24,13 @@ from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, contradictions, dedup, parts, pii, similar, traits
-from tunesmith.data.traits import Places, Ruling, Traits, prompt_text
+from tunesmith.data import answers, contradictions, dedup, parts, pii, review, similar, traits
+from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
-VERSION = 2
+VERSION = 3
 
 Stage = Callable[[Iterable[Row]], Iterator[Kept | Dropped]]
-Judgement = Callable[[Traits, Places], Iterable[Ruling]]
+Judgement = Callable[[Traits, Places], Iterable[Ruling | Finding]]
 Rulings = dict[int, list[tuple[str, Ruling]]]  # by the row's place: the stage, and what it says
 
 _MAX_LABELS = 30  # a field with more distinct values is no label
@@ -56,7 +56,11 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
 def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple[str, Judgement]]:
     """What is seen in all rows together. Contradictions come before duplicates: a majority is counted over rows that
     are still there to vote."""
-    yield "contradictions", partial(contradictions.resolve, mode=clean.contradictions)
+    decisions = review.decisions(clean.reviewed) if clean.reviewed else None
+    yield (
+        "contradictions",
+        partial(contradictions.resolve, mode=clean.contradictions, one_right=clean.single_answer, reviewed=decisions),
+    )
     if clean.duplicates == "drop":
         yield "exact duplicates", dedup.exact
     if clean.near_duplicates is not None and prompts:
@@ -68,10 +72,10 @@ def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple
 
 
 def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
-    """Writes `rows.jsonl` and `dropped.jsonl` (each row with its reason, detail and stage). Parts of the work that are
-    done stand in `kept`, where a run that goes on finds them.
+    """Writes `rows.jsonl` and `dropped.jsonl` (each row with its reason, detail and stage), and `review.jsonl`, if rows
+    wait for a person. Parts of the work that are done stand in `kept`, where a run that goes on finds them.
 
-    Raises ConfigError for an answer schema that cannot be used, DataError when no row is left.
+    Raises ConfigError for an answer schema or for decisions that cannot be used, DataError when no row is left.
     """
     if clean.answer_schema and clean.answer != "json":
         raise ConfigError(
@@ -89,6 +93,8 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         prompts = similar.read(folders, work / "shingles", cut) if cut else None
         rulings = _judge(judgements(clean, prompts), rows, found)
         left = _write(done, rows, rulings, out, found)
+    if found.reasons[contradictions.WAITS]:
+        review.write(out)
     reasons = dict(found.reasons.most_common())
     assert rows_in == len(left) + sum(reasons.values()), f"{rows_in} rows in, {len(left)} kept, dropped: {reasons}"
     if not len(left):
@@ -99,7 +105,12 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         )
     told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     return {
-        "headline": f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
+        "headline": "; ".join(
+            [
+                f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
+                *(warning.rstrip(".") for warning in found.warnings),
+            ]
+        ),
         "rows_in": rows_in,
         "kept": len(left),
         "dropped": rows_in - len(left),
@@ -109,6 +120,8 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         "labels": found.few_labels(),
         "prompt_words": _lengths(rows["prompt_words"][left]),
         "answer_words": _lengths(rows["answer_words"][left]),
+        **found.findings,
+        "warnings": found.warnings,
     }
 
 
@@ -121,6 +134,8 @@ class _Found:
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what judgements say of many rows together
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, done: list[parts.Done], json: bool) -> _Found:
@@ -187,12 +202,17 @@ def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Fo
     left, rulings = np.arange(len(rows)), defaultdict(list)
     for name, judge in judgements:
         started = time.perf_counter()
-        said = list(judge(rows, left))
-        for ruling in said:
-            rulings[ruling.place].append((name, ruling))
-        gone = np.array([ruling.place for ruling in said if ruling.reason], np.int64)
+        gone = []
+        for said in judge(rows, left):
+            if isinstance(said, Finding):
+                found.findings[said.name] = said.facts
+                found.warnings += said.warnings
+                continue
+            rulings[said.place].append((name, said))
+            if said.reason:
+                gone.append(said.place)
         found.enter(name, len(left), len(gone), time.perf_counter() - started)
-        left = np.setdiff1d(left, gone, assume_unique=True)
+        left = np.setdiff1d(left, np.array(gone, np.int64), assume_unique=True)
     return dict(rulings)
 
 
