@@ -47,9 +47,9 @@ def test_nothing_is_dropped_where_nothing_shows_that_one_answer_is_right():
     facts, warnings = told(SENTENCES + UP)
     assert (facts["rows"], facts["prompts"], facts["with_one_right_answer"]) == (2, 1, 0)
     assert warnings == [
-        "1 prompts with several answers were left as they are: of 1 prompts that stand there more than once, 0 have one "
-        "answer, which does not show that one answer is right. If each prompt has one right answer, say "
-        "`data.clean.single_answer: yes`."
+        "1 prompts with several answers were left as they are: of 1 prompts that stand there more than once, "
+        "0 have one answer, which does not show that one answer is right. If each prompt has one right answer, "
+        "say `data.clean.single_answer: yes`."
     ]
 
 
