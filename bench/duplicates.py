@@ -64,7 +64,7 @@ def of_near(name: str, texts: Sequence[str], threshold: float) -> dict[str, Any]
 
 
 def by_bands(texts: Sequence[str], threshold: float) -> Found:
-    """Each text against all the others: those with an even place against those with an odd one, and so on by each bit."""
+    """Each text against all others: those with an even place against those with an odd one, and so on by each bit."""
     prompts = similar.sketched(texts, similar.banding(threshold, len(texts)))
     places, found = np.arange(len(texts)), Found()
     for bit in range(len(texts).bit_length()):

@@ -62,6 +62,9 @@ class Clean(Section):
     """Whether a prompt has one right answer, so that another one contradicts it. `auto`: as the rows show."""
     reviewed: InputFile | None = None
     """A `review.jsonl` in which a person has set `keep` to true or false. Needs `contradictions: review`."""
+    benchmarks: list[InputFile] = []
+    """Files of published benchmarks, in any format that sources have. Rows that may train are dropped where their
+    prompt is like one of the questions, or shares a run of thirteen words with it."""
     personal_data: Literal["replace", "drop", "report"] = "report"
     """E-mail addresses, phone, card and bank account numbers: put a placeholder of the same kind, drop the row, or only
     count them."""

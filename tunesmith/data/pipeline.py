@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, contradictions, dedup, parts, pii, review, similar, traits
+from tunesmith.data import answers, benchmarks, contradictions, dedup, parts, pii, review, similar, traits
+from tunesmith.data.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
 VERSION = 3
@@ -53,9 +55,23 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
         yield "answer schema after replacement", partial(answers.follows_schema, schema=clean.answer_schema)
 
 
-def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple[str, Judgement]]:
+@dataclass(frozen=True)
+class Whole:
+    """What judgements look at besides traits: sketches of the prompts, and behind them of benchmarks' questions; and
+    which question each row shares a run of words with."""
+
+    prompts: similar.Sketches | None
+    questions: Questions | None
+    shared_N: NDArray[np.int32]
+
+
+def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
     """What is seen in all rows together. Contradictions come before duplicates: a majority is counted over rows that
     are still there to vote."""
+    prompts = whole.prompts
+    if whole.questions and prompts:
+        known = partial(benchmarks.known, prompts=prompts, shared_N=whole.shared_N, questions=whole.questions)
+        yield "benchmarks", known
     decisions = review.decisions(clean.reviewed) if clean.reviewed else None
     yield (
         "contradictions",
@@ -85,13 +101,18 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         )
     pieces = list(parts.cut(raw / "rows.jsonl"))
     rows_in = sum(piece.lines for piece in pieces)
-    cut = similar.banding(clean.near_duplicates, rows_in) if clean.near_duplicates is not None else None
+    questions = benchmarks.read(clean.benchmarks) if clean.benchmarks else None
+    cut = _cut(clean, rows_in)
     with parts.workplace(kept, out) as work:
-        done = parts.each("clean", partial(_part, clean, cut), pieces, work)
+        asked = [work / "benchmarks"] if questions else []
+        if questions and cut:
+            benchmarks.write(*asked, questions, cut)
+        done = parts.each("clean", partial(_part, clean, cut, asked), pieces, work)
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
-        prompts = similar.read(folders, work / "shingles", cut) if cut else None
-        rulings = _judge(judgements(clean, prompts), rows, found)
+        prompts = similar.read([*folders, *asked], work / "shingles", cut) if cut else None
+        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []))
+        rulings = _judge(judgements(clean, whole), rows, found)
         left = _write(done, rows, rulings, out, found)
     if found.reasons[contradictions.WAITS]:
         review.write(out)
@@ -123,6 +144,13 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         **found.findings,
         "warnings": found.warnings,
     }
+
+
+def _cut(clean: Clean, rows: int) -> similar.Banding | None:
+    """How prompts are sketched, if they must be: for the lowest of the similarities that are asked for."""
+    asked = [clean.near_duplicates] if clean.near_duplicates is not None else []
+    asked += [benchmarks.ALIKE] if clean.benchmarks else []
+    return similar.banding(min(asked), rows) if asked else None
 
 
 @dataclass
@@ -169,7 +197,9 @@ class _Found:
         return {name: values for name, values in counted.items() if 0 < len(values) <= _MAX_LABELS}
 
 
-def _part(clean: Clean, cut: similar.Banding | None, part: parts.Part, folder: Path) -> dict[str, Any]:
+def _part(
+    clean: Clean, cut: similar.Banding | None, asked: list[Path], part: parts.Part, folder: Path
+) -> dict[str, Any]:
     """The stages over the rows of one part: what they leave and drop, and the traits and sketches of what is left."""
     lines: list[bytes | None] = list(part.read())
     rows = [Row.from_json(orjson.loads(line)) for line in lines if line]
@@ -192,7 +222,10 @@ def _part(clean: Clean, cut: similar.Banding | None, part: parts.Part, folder: P
         file.writelines(line or _line(row) for row, line in zip(rows, lines))
     traits.write(folder, traits.of(rows, traits.compared, traits.COMPARED))
     if cut:
-        similar.write(folder, [prompt_text(row) for row in rows], cut)
+        prompts = [prompt_text(row) for row in rows]
+        similar.write(folder, prompts, cut)
+        for questions in asked:
+            benchmarks.shared(questions, prompts).tofile(folder / "shared")
     found.count(rows)
     few = {label: values for label, values in found.labels.items() if len(values) <= _MANY_LABELS}
     return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}

@@ -101,6 +101,21 @@ def _worse_answer(reading: Reading, notes: list[str]) -> str:
     return str(worse["content"])
 
 
+def prompt(record: Any, notes: list[str]) -> list[Message]:
+    """The prompt in a plain record, which needs no answer. Raises Unusable where there is none."""
+    if not isinstance(record, dict):
+        raise Unusable("record is not an object", f"write it as an object with named keys; it is {kind(record)}")
+    try:
+        turns = recognise(record, notes).turns
+    except Unusable as problem:
+        found = _prompt(record, notes)
+        if found is None:
+            raise problem from None
+        turns = found
+    messages = [message(turn, notes) for turn in turns]
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+
+
 def recognise(record: Record, notes: list[str]) -> Reading:
     """The first shape that fits the record; raises Unusable, saying what is missing, where none does."""
     for detect in _DETECTORS:

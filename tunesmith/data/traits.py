@@ -39,6 +39,7 @@ COMPARED = np.dtype(
         ("id", "u8"),
         ("structured", "?"),  # whether the answer is a JSON object or list, or calls tools
         ("time", "f8"),  # when the answer was given; -inf: nobody says
+        ("held_out", "?"),  # whether it is pinned to a side that does not train
     ]
 )
 
@@ -145,6 +146,7 @@ def compared(row: Row) -> tuple[int | float, ...]:
         int(row.id, 16),
         bool(meaning[1]) or isinstance(meaning[0].get("json"), dict | list),
         -math.inf if row.time is None else row.time,
+        side != "train",
     )
 
 
