@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.records import Split as Side
 from tunesmith.core.section import Fraction, InputFile, Section
 
@@ -70,6 +71,26 @@ class Clean(Section):
     count them."""
 
 
+class Judge(Section):
+    """A model scores each cleaned row from 1 to 5 by a rubric; rows below a score are dropped before the split. A
+    sample is judged first, from which cost and time of all rows are projected."""
+
+    endpoint: Endpoint = Endpoint()
+    """The model that judges, which should be stronger than the base."""
+    rubric: Annotated[str, Field(min_length=1)] = (
+        "The answer does what the conversation asks for, in the form asked for; what it says is right as far as can be "
+        "told; nothing that matters is missing, and nothing is made up. A longer answer is no better for its length."
+    )
+    """What makes an answer good, in words."""
+    keep_from: Annotated[int, Field(ge=1, le=5)] = 3
+    """Rows with a lower score are dropped: 1 useless or wrong, 2 poor, 3 acceptable, 4 good, 5 nothing to improve."""
+    sample: Annotated[int, Field(gt=0)] = 20
+    """How many rows are judged first, twice each. The step stops there, before it spends more, where all rows are
+    projected to cost more than `endpoint.max_cost`, or where none of them gets a score."""
+    on_abstention: Literal["keep", "drop"] = "keep"
+    """What happens to a row for which the judge gives no score."""
+
+
 class Split(Section):
     """Which rows train, which choose the best checkpoint, which are the frozen exam. Rows whose prompts are alike stay
     on one side, which follows from a hash, so that rows which are added later move no others; a certificate says that
@@ -127,6 +148,8 @@ class Data(Section):
     """The run stops when a larger share of the records cannot be read as rows."""
     clean: Annotated[Clean, AfterValidator(_schema_has_json), AfterValidator(_reviewed_is_read)] = Clean()
     """What is repaired or dropped before the split."""
+    judge: Judge | None = None
+    """Scores by a model, and a limit below which rows are dropped. Left out: no row is judged."""
     split: Annotated[Split, AfterValidator(_rows_are_left)] = Split()
     """Which rows train and which test."""
     format: Format = Format()
