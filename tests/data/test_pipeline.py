@@ -121,6 +121,9 @@ def test_dropped_rows_are_whole_with_reason_detail_and_stage(clean, tmp_path):
         ({"near_duplicates": None}, [1, 3, 4, 5, 7, 9, 10, 11, 12]),
         ({"near_duplicates": 0.99}, [1, 3, 4, 5, 7, 9, 10, 11, 12]),
         ({"contradictions": "drop"}, [1, 3, 4, 5, 7, 12]),
+        ({"contradictions": "drop", "single_answer": "no"}, [1, 3, 4, 5, 7, 10, 11, 12]),
+        ({"contradictions": "newest"}, [1, 3, 4, 5, 7, 11, 12]),
+        ({"contradictions": "review"}, [1, 3, 4, 5, 7, 12]),
         ({"personal_data": "drop"}, [1, 3, 4, 7, 10, 11, 12]),
     ],
     ids=str,
@@ -131,7 +134,7 @@ def test_every_option_changes_what_is_kept(clean, options, kept):
 
 def test_a_majority_is_counted_before_its_votes_are_dropped_as_duplicates(clean):
     rows = [row("up", "no", 1), row("up", "yes", 2), row("up", "yes", 3)]
-    _, kept, dropped = clean(rows, contradictions="majority")
+    _, kept, dropped = clean(rows, contradictions="majority", single_answer="yes")
     assert kept == [2]
     assert dropped == {1: "contradiction", 3: "duplicate"}
 
@@ -208,7 +211,7 @@ def test_it_runs_as_a_step_and_keeps_what_a_refusal_wrote(tmp_path):
 
 def test_the_chain_is_one_line_a_stage():
     source = inspect.getsource(pipeline.stages) + inspect.getsource(pipeline.judgements)
-    assert source.count(" yield ") == 8
+    assert source.count(" yield ") == 9
 
 
 def test_banking77_keeps_all_but_its_duplicates_and_contradictions(clean, real_data):

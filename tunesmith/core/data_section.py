@@ -25,6 +25,9 @@ class Fields(Section):
     """The column that holds a system message of the row's own."""
     messages: str | None = None
     """The column that holds a list of chat messages."""
+    time: str | None = None
+    """The column that says when the answer was given: a date (2026-01-31, with a time or without) or a number. What
+    `contradictions: newest` goes by."""
 
 
 class Source(Section):
@@ -53,9 +56,17 @@ class Clean(Section):
     near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None = 0.9
     """Drop a row when the answer is an earlier row's and the prompts' character 4-grams have this Jaccard similarity or
     more; `null` keeps them. Prompts that differ in a number or a negation are never near-duplicates."""
-    contradictions: Literal["drop", "majority", "report"] = "report"
-    """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer, or only
-    count them (right where several answers are right)."""
+    contradictions: Literal["drop", "majority", "newest", "review", "report"] = "report"
+    """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer or with the
+    newest (by `fields.time`, else the row read last), leave them to a person (`review.jsonl`), or only count them. None
+    goes where several answers may be right."""
+    single_answer: Literal["auto", "yes", "no"] = "auto"
+    """Whether a prompt has one right answer, so that another one contradicts it. `auto`: as the rows show."""
+    reviewed: InputFile | None = None
+    """A `review.jsonl` in which a person has set `keep` to true or false. Needs `contradictions: review`."""
+    benchmarks: list[InputFile] = []
+    """Files of published benchmarks, in any format that sources have. Rows that may train are dropped where their
+    prompt is like one of the questions, or shares a run of thirteen words with it."""
     personal_data: Literal["replace", "drop", "report"] = "report"
     """E-mail addresses, phone, card and bank account numbers: put a placeholder of the same kind, drop the row, or only
     count them."""
@@ -113,6 +124,12 @@ def _schema_has_json(clean: Clean) -> Clean:
     return clean
 
 
+def _reviewed_is_read(clean: Clean) -> Clean:
+    if clean.reviewed and clean.contradictions != "review":
+        raise ValueError("reviewed is not read: write `contradictions: review` beside it")
+    return clean
+
+
 def _rows_are_left(split: Split) -> Split:
     if split.validation + split.test >= 1:
         raise ValueError(
@@ -130,7 +147,7 @@ class Data(Section):
     """A system message for every row that has none: say here what the model should do."""
     max_quarantined: Fraction = 0.05
     """The run stops when a larger share of the records cannot be read as rows."""
-    clean: Annotated[Clean, AfterValidator(_schema_has_json)] = Clean()
+    clean: Annotated[Clean, AfterValidator(_schema_has_json), AfterValidator(_reviewed_is_read)] = Clean()
     """What is repaired or dropped before the split."""
     judge: Judge | None = None
     """Scores by a model, and a limit below which rows are dropped. Left out: no row is judged."""

@@ -43,6 +43,8 @@ _WORDS = 4  # of 64 bits: the marks by which most pairs are told apart at a glan
 _PAIRS = 1 << 20  # pairs that are looked at together
 _NEIGHBOURS = 32  # texts of a bucket that each of its texts is compared with, and as many first ones
 _ALL_PAIRS = 2_000  # texts of a bucket whose pairs are all compared where need be
+_CROWD = _ALL_PAIRS**2  # pairs of texts on two sides of a bucket that are all compared where need be
+_SIDE = 1_000  # texts of a side of a bucket that are compared with the other at once
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,15 @@ class Sketches:
 
     sets: Sets
     bands: Callable[[], Iterator[Hashes]]
+
+
+@dataclass(frozen=True)
+class Across:
+    """Of texts that are held against others: those that are like one, the first one found, and how alike they are; and
+    those that met too many to be compared with all, though like none of the first ones: one of them."""
+
+    alike: dict[int, tuple[int, float]]
+    uncompared: dict[int, int]
 
 
 def sketched(texts: Sequence[str], cut: Banding) -> Sketches:
@@ -253,27 +264,39 @@ def joined(of: Sketches, threshold: float, texts: Ints, known: Pairs) -> tuple[I
     return first_N, suspected
 
 
-def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> dict[int, tuple[int, float]]:
-    """Which of the others are like one of these: the first one found, and how alike they are. (A text that meets more
-    than two thousand of these in one bucket is compared with so many.)"""
+def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> Across:
+    """Which of the others are like one of these."""
     place, which = np.concatenate([these, others]), np.repeat([0, 1], [len(these), len(others)])
-    found: dict[int, tuple[int, float]] = {}
+    found, uncompared = Across({}, {}), dict[int, int]()
     answered_N = np.zeros(len(of.sets.ends_N), bool)
+
+    def note(pairs: Pairs) -> None:
+        for other, this, similarity in zip(*(side.tolist() for side in (*pairs, similarities(of.sets, pairs)))):
+            found.alike.setdefault(other, (this, similarity))
+        answered_N[pairs[0]] = True
+
     for band_N in of.bands() if len(these) and len(others) else ():
-        order = np.lexsort((which, band_N[place]))
-        bucket_of = np.cumsum(np.diff(band_N[place[order]], prepend=0) != 0)
-        mine = which[order] == 0
-        held = np.bincount(bucket_of[mine], minlength=len(order) + 1)[bucket_of]
-        first = np.searchsorted(bucket_of, bucket_of)
-        asking = np.flatnonzero(~mine & (held > 0))
-        for k in range(min(int(held[asking].max(initial=0)), _ALL_PAIRS)):
-            asking = asking[(held[asking] > k) & ~answered_N[place[order[asking]]]]
-            if not len(asking):
-                break
-            pairs = _alike(of.sets, (place[order[asking]], place[order[first[asking] + k]]), threshold)
-            for other, this, similarity in zip(*(side.tolist() for side in (*pairs, similarities(of.sets, pairs)))):
-                found.setdefault(other, (this, similarity))
-            answered_N[pairs[0]] = True
+        places_M, firsts_M = _buckets(band_N[place])  # in each bucket these come first
+        mine = which[places_M] == 0
+        bucket_M = np.cumsum(firsts_M == np.arange(len(firsts_M))) - 1
+        held, asked = np.bincount(bucket_M[mine], minlength=len(mine)), np.bincount(bucket_M[~mine])
+        texts_M = place[places_M]
+        asking = np.flatnonzero(~mine & (held[bucket_M] > 0) & ~answered_N[texts_M])
+        few = np.minimum(held[bucket_M[asking]], _NEIGHBOURS)
+        for some in _blocks(np.cumsum(few), _PAIRS):
+            it = np.repeat(asking[some], few[some])
+            nth = np.arange(len(it)) - np.repeat(np.cumsum(few[some]) - few[some], few[some])
+            pairs = _possible(of.sets, (texts_M[it], texts_M[firsts_M[it] + nth]), threshold)
+            note(_alike(of.sets, pairs, threshold))
+        asking = asking[(held[bucket_M[asking]] > _NEIGHBOURS) & ~answered_N[texts_M[asking]]]
+        for its in np.split(asking, np.flatnonzero(np.diff(bucket_M[asking])) + 1) if len(asking) else ():
+            bucket, begin = bucket_M[its[0]], firsts_M[its[0]]
+            met = texts_M[begin : begin + held[bucket]]
+            if len(met) * asked[bucket] > _CROWD:
+                uncompared.update(dict.fromkeys(texts_M[its].tolist(), int(met[0])))
+            else:
+                note(_alike_of(of.sets, texts_M[its], met[_NEIGHBOURS:], threshold))
+    found.uncompared.update({text: one for text, one in uncompared.items() if text not in found.alike})
     return found
 
 
@@ -345,6 +368,26 @@ def _possible(sets: Sets, pairs: Pairs, threshold: float) -> Pairs:
     )
     possible = shared_P >= threshold * (one_P + other_P - shared_P) - 1e-6  # 0.55 * 20 is more than 11
     return later_P[possible], earlier_P[possible]
+
+
+def _alike_of(sets: Sets, texts: Ints, others: Ints, threshold: float) -> Pairs:
+    """Of all pairs of a text and one of the others, those that are alike. What all of them share is counted at once, as
+    a product of two matrices that say which text has which shingle: where all meet all, that is soonest done."""
+    from scipy.sparse import csr_array  # a fifth of a second, for the few data sets that have crowds
+
+    whole = np.concatenate([texts, others])
+    labelled = _labelled(sets, whole)
+    _, column = np.unique(labelled & _LOWER, return_inverse=True)
+    row_ends = np.concatenate([[0], np.cumsum(sets.sizes_N[whole])])
+    has = csr_array((np.ones(len(column), np.int32), column, row_ends), shape=(len(whole), column.max() + 1))
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for start in range(0, len(texts), _SIDE):
+        shared = (has[start : min(start + _SIDE, len(texts))] @ has[len(texts) :].T).tocoo()
+        pairs = texts[start + shared.row], others[shared.col]
+        alike = shared.data / (sets.sizes_N[pairs[0]] + sets.sizes_N[pairs[1]] - shared.data) >= threshold
+        found.append((pairs[0][alike], pairs[1][alike]))
+    later, earlier = (np.concatenate(side) for side in zip(*found))
+    return later, earlier
 
 
 def _codes(later_P: Ints, earlier_P: Ints) -> Codes:
