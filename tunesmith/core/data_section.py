@@ -54,9 +54,13 @@ class Clean(Section):
     contradictions: Literal["drop", "majority", "report"] = "report"
     """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer, or only
     count them (right where several answers are right)."""
-    personal_data: Literal["replace", "drop", "report"] = "report"
-    """E-mail addresses, phone, card and bank account numbers: put a placeholder of the same kind, drop the row, or only
-    count them."""
+    personal_data: Literal["replace", "surrogate", "drop", "report"] = "report"
+    """E-mail and IP addresses, phone, card, bank account and US social security numbers, keys, passwords and tokens:
+    put a placeholder such as [EMAIL_1] or a value of the same kind that is nobody's, the same one throughout the row;
+    drop the row; or only count them."""
+    find_personal: InputFile | None = None
+    """A Python file with `find(text) -> [(kind, start, end), ...]`, for names and addresses, which have no shape. What
+    it imports is not watched."""
 
 
 class Split(Section):

@@ -27,7 +27,7 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import answers, contradictions, dedup, parts, pii, similar, traits
 from tunesmith.data.traits import Places, Ruling, Traits, prompt_text
 
-VERSION = 2
+VERSION = 3
 
 Stage = Callable[[Iterable[Row]], Iterator[Kept | Dropped]]
 Judgement = Callable[[Traits, Places], Iterable[Ruling]]
@@ -48,8 +48,8 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
         yield "JSON answers", answers.json_answers
     if clean.answer_schema:
         yield "answer schema", partial(answers.follows_schema, schema=clean.answer_schema)
-    yield "personal data", partial(pii.personal_data, mode=clean.personal_data)
-    if clean.answer_schema and clean.personal_data == "replace":
+    yield "personal data", partial(pii.personal_data, mode=clean.personal_data, finder=clean.find_personal)
+    if clean.answer_schema and clean.personal_data in ("replace", "surrogate"):
         yield "answer schema after replacement", partial(answers.follows_schema, schema=clean.answer_schema)
 
 
