@@ -1,6 +1,7 @@
 """Personal data: what is found, what must never be, and what becomes of it."""
 
 import json
+import re
 import time
 from collections import Counter
 from itertools import pairwise
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data.pii import find, personal_data
 
@@ -74,8 +76,10 @@ def test_personal_data_is_found_to_the_character(kind, value):
     "ftp://username:password@ftp.example.org", "http://host:8080/a@b",
     "password: required", "the password is incorrect!", "the password is 8-characters long",
     "password = os.environ['X1']", "password = user1.password", "password: ********", "password: ${DB_PASSWORD_1}",
-    "password=<your-password1>", "password = getpass.getpass2()", "token: step-2-of-the-process", "token = tokens[12345678901]",
-    "token count: 128000", "api_key: YOUR_API_KEY_1234", "secret: utf-8-something-else-1", "key: 8f3a9b2c7710aa4e", "Passwort: ungültig",
+    "password=<your-password1>", "password = getpass.getpass2()", "token: step-2-of-the-process",
+    "token = tokens[12345678901]",
+    "token count: 128000", "api_key: YOUR_API_KEY_1234", "secret: utf-8-something-else-1",
+    "key: 8f3a9b2c7710aa4e", "Passwort: ungültig",
 ])  # fmt: skip
 def test_other_numbers_and_codes_are_left_alone(text):
     assert seen(text) == []
@@ -112,7 +116,8 @@ def test_what_stands_around_it_tells_the_rest(kind, text):
 HOSTILE = [
     "a", "1 ", "@a.", "a@b.co ", "http://a:", "eyJ", "eyJaaaaaaaa.", "sk-", "password: ", "password=a1", "token: '",
     "1.1.1.1 ", "-----BEGIN RSA PRIVATE KEY-----", "a1:", "?token=", "&a_", "call me ", "card 1", "ssn ", "phone: 1",
-    "(1", "+1 ", "4111-1111-1111-", "DE89 ", "12 34 56 office ", "v1.", "://a:b@", " is ", "\\", "é1", "85.214.132.117 ", "x_hf_",
+    "(1", "+1 ", "4111-1111-1111-", "DE89 ", "12 34 56 office ", "v1.", "://a:b@", " is ", "\\", "é1",
+    "85.214.132.117 ", "x_hf_",
 ]  # fmt: skip
 
 
@@ -221,3 +226,112 @@ def test_gold_spans_of_presidio_research(real_data):
 )
 def test_no_false_find_in_data_without_personal_data(real_data, name):
     assert [seen(line) for line in (real_data / name).read_text().splitlines() if find(line)] == []
+
+
+SURROGATES = [
+    ("email", "anna@firm.de"), ("phone", "(212) 734-9921 x12"), ("phone", "+1-984-182-0190"), ("phone", "555-123-4567"),
+    ("phone", "07700 912345"), ("phone", "+44 20 7031 3000"), ("phone", "06 12 34 56 78"),
+    ("phone", "+46 (0)8 928 571 38"),
+    ("card", "4532 0151 1283 0366"), ("card", "378734493671000"), ("card", "6304000000000000000"),
+    ("iban", "GB29 NWBK 6016 1331 9268 19"), ("iban", "DE89370400440532013000"), ("ssn", "514-69-0360"),
+    ("ip", "85.214.132.117"), ("ip", "2a00:1450:4001:82a::200e"), ("key", f"sk-ant-api03-{DRAWN}-AA"),
+    ("key", f"-----BEGIN PRIVATE KEY-----\n{DRAWN}\n{DRAWN}\n-----END PRIVATE KEY-----"),
+    ("jwt", f"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NSJ9.{DRAWN}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "value"), SURROGATES)
+def test_a_surrogate_is_another_value_of_the_same_kind_and_layout(kind, value):
+    [kept] = personal_data([row(f"here: {value} .", f"again {value}", rejected=value)], "surrogate")
+    new = kept.row.messages[0]["content"].removeprefix("here: ").removesuffix(" .")
+    assert kept.row.messages[1]["content"] == f"again {new}"
+    assert kept.row.rejected == new != value
+    assert kept.row.changes == [f"replaced: {kind}"]
+    if kind not in ("email", "ip", "jwt"):
+        assert re.sub("[^\\W_]", "x", new) == re.sub("[^\\W_]", "x", value)
+    if kind in ("email", "card", "iban", "key", "jwt"):
+        assert seen(new) == [(kind, new)]
+
+
+@pytest.mark.parametrize(("value", "new"), [
+    ("(212) 734-9921 x12", "(212) 555-0101 x12"), ("+1-984-182-0190", "+1-984-555-0101"),
+    ("07700 912345", "07700 900001"),
+    ("+44 20 7031 3000", "+44 20 7946 0001"), ("06 12 34 56 78", "06 39 98 00 01"), ("030/12345678", "030/23125001"),
+    ("+46 (0)8 928 571 38", "+46 (0)0 000 000 01"), ("4532015112830366", "4000000000000010"),
+    ("514-69-0360", "987-65-4320"),
+    ("85.214.132.117", "192.0.2.1"), ("2a00:1450:4001:82a::200e", "2001:db8::1"), ("anna@firm.de", "user1@example.com"),
+])  # fmt: skip
+def test_surrogates_come_from_ranges_that_are_nobodys(value, new):
+    [kept] = personal_data([row(f"it is {value}", "ok")], "surrogate")
+    assert kept.row.messages[0]["content"] == f"it is {new}"
+
+
+def test_a_secret_is_the_same_wherever_it_stands():
+    texts = ["password: hunter2, see ftp://anna:hunter2@h.org/", "fine"]
+    [kept] = personal_data([row(*texts)], "surrogate")
+    text = kept.row.messages[0]["content"]
+    new = text.removeprefix("password: ").partition(",")[0]
+    assert text == f"password: {new}, see ftp://anna:{new}@h.org/"
+    assert new != "hunter2"
+    [replaced] = personal_data([row(*texts)], "replace")
+    assert replaced.row.messages[0]["content"] == "password: [SECRET_1], see ftp://anna:[SECRET_1]@h.org/"
+
+
+def test_a_surrogate_is_no_value_that_the_row_holds():
+    [kept] = personal_data(
+        [row("USER1@example.com and 192.0.2.1 wrote to b@x.com from 85.214.132.117", "ok")], "surrogate"
+    )
+    text = kept.row.messages[0]["content"]
+    assert text == "user2@example.com and 192.0.2.1 wrote to user3@example.com from 192.0.2.2"
+
+
+def test_json_answers_stay_json_with_surrogates():
+    answer = '{"card": 4532015112830366, "to": "a@x.com", "password": "hunter2", "phone": 2127349921}'
+    [kept] = personal_data([row("q", answer)], "surrogate")
+    new = json.loads(kept.row.answer)
+    assert (new["card"], new["to"], new["phone"]) == (4000000000000010, "user1@example.com", 2125550101)
+    assert new["password"] != "hunter2"
+
+
+@given(st.lists(st.sampled_from([value for _, value in SURROGATES] + ["word", "password: q1!x9b"]), min_size=1))
+def test_no_value_is_left_where_surrogates_stand(words):
+    text = " and ".join(words)
+    [kept] = personal_data([row(text, "fine")], "surrogate")
+    new = kept.row.messages[0]["content"]
+    assert not any(text[start:end] in new for _, start, end in find(text))
+    assert len({new[start:end] for _, start, end in find(new)}) <= len(
+        {text[start:end] for _, start, end in find(text)}
+    )
+
+
+OWN = """
+def find(text):
+    return [("person", text.index(n), text.index(n) + len(n)) for n in ("Anna Berg", "firm") if n in text]
+"""
+
+
+def test_a_finder_of_the_projects_own_adds_kinds(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    for mode in ("replace", "surrogate"):
+        [kept] = personal_data([row("I am Anna Berg", "Hello Anna Berg of a@firm.de")], mode, path)
+        email = {"replace": "[EMAIL_1]", "surrogate": "user1@example.com"}[mode]
+        assert [m["content"] for m in kept.row.messages] == ["I am [PERSON_1]", f"Hello [PERSON_1] of {email}"]
+        assert kept.row.changes == ["replaced: email", "replaced: person"]
+    [reported] = personal_data([row("I am Anna Berg", "hi")], "report", path)
+    assert reported.row.changes == ["contains: person"]
+
+
+@pytest.mark.parametrize(("code", "why"), [
+    ("def find(text): return 5", "returned 5"), ("def find(text): return [('a', 0, 99)]", "returned [('a', 0, 99)]"),
+    ("def find(text): return [('a', 1, 1)]", "returned"), ("def find(text): return [(0, 0, 1)]", "returned"),
+    ("def find(text): return [('[x]', 0, 1)]", "returned"), ("def find(text): return text.a", "AttributeError"),
+    ("find = 3", "on each text"), ("1 / 0", "ZeroDivisionError"),
+])  # fmt: skip
+def test_a_finder_that_cannot_be_used_is_a_config_error(code, why, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(code)
+    with pytest.raises(ConfigError) as refusal:
+        list(personal_data([row("hello", "hi")], "report", path))
+    assert why in refusal.value.why
+    assert refusal.value.next
