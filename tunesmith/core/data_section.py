@@ -42,6 +42,10 @@ class Source(Section):
 class Clean(Section):
     """What is repaired or dropped before the split; every drop is kept on disk with its reason."""
 
+    repair: Literal["mend", "keep"] = "mend"
+    """`mend`: text that was read in the wrong encoding, characters that nobody sees, control characters and letters in
+    two pieces become what was meant, which is noted in the row. Quotes, HTML entities, code in backticks and the keys
+    of JSON stay. `keep`: every text as it was read."""
     answer: Literal["text", "json"] = "text"
     """`json`: an answer that does not parse as JSON is dropped."""
     answer_schema: InputFile | None = None

@@ -24,7 +24,7 @@ from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, contradictions, dedup, parts, pii, similar, traits
+from tunesmith.data import answers, contradictions, dedup, parts, pii, repair, similar, traits
 from tunesmith.data.traits import Places, Ruling, Traits, prompt_text
 
 VERSION = 3
@@ -43,6 +43,8 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
     A placeholder may break the schema that the text before it followed, so what was replaced is held against the schema
     again.
     """
+    if clean.repair == "mend":
+        yield "text repair", repair.mend
     yield "empty answers", answers.empty
     if clean.answer == "json":
         yield "JSON answers", answers.json_answers
