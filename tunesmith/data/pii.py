@@ -77,7 +77,8 @@ def find(text: str) -> list[Find]:
 
     Of two that see the same characters, the one that is tried first wins."""
     found: list[Find] = []
-    for recogniser, start, stop in _worth_trying(text):
+    marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
+    for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
         for match in recogniser.shape.finditer(text, start, stop):
             value = match["value"]
             if value and recogniser.is_genuine(value):
@@ -92,12 +93,9 @@ def _enter(found: list[Find], new: Find) -> None:
         found.insert(at, new)
 
 
-def _worth_trying(text: str) -> Iterator[tuple[Recogniser, int, int]]:
+def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, int]]:
     """The recognisers that may find something, and the stretches of the text where they may, as far as can be said
-    without looking for it."""
-    marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
-    if not marks:
-        return
+    without looking for it; `marks` are the text's digits and signs."""
     digits = len(marks.translate(None, _NO_DIGIT))
     everywhere = [(0, len(text))]
     if "-BEGIN" in text:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tunesmith.core.data_section import Clean
+from tunesmith.core.data_section import Clean, Length
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, contradictions, dedup, parts, pii, repair, similar, traits
+from tunesmith.data import answers, contradictions, dedup, filters, parts, pii, repair, similar, traits
 from tunesmith.data.traits import Places, Ruling, Traits, prompt_text
 
 VERSION = 3
@@ -40,8 +40,9 @@ _MANY_LABELS = 300  # nor will one with more of them in a single part become one
 def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
     """What is seen in a row by itself, in its order; a new stage is one more line.
 
-    A placeholder may break the schema that the text before it followed, so what was replaced is held against the schema
-    again.
+    Texts are repaired before anything looks at them. A placeholder may break the schema that the text before it
+    followed, so what was replaced is held against the schema again. Filters come last: a row that they drop shows in a
+    report no personal data that was found in it.
     """
     if clean.repair == "mend":
         yield "text repair", repair.mend
@@ -53,6 +54,14 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
     yield "personal data", partial(pii.personal_data, mode=clean.personal_data, finder=clean.find_personal)
     if clean.answer_schema and clean.personal_data in ("replace", "surrogate"):
         yield "answer schema after replacement", partial(answers.follows_schema, schema=clean.answer_schema)
+    if clean.length != Length(unit=clean.length.unit):
+        yield "length", partial(filters.length, limits=clean.length)
+    if clean.repetition.lines is not None or clean.repetition.runs is not None:
+        yield "repetition", partial(filters.repetition, limits=clean.repetition)
+    if clean.languages:
+        yield "languages", partial(filters.languages, wanted=clean.languages)
+    if clean.toxicity.above is not None:
+        yield "toxicity", partial(filters.toxicity, limit=clean.toxicity)
 
 
 def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple[str, Judgement]]:

@@ -19,8 +19,11 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def of_row(row: Row) -> Iterator[str]:
-    """Those of its messages and of its rejected answer; roles among them."""
-    yield from texts(row.messages)
+    """Those of its messages and of its rejected answer."""
+    for message in row.messages:
+        yield message["content"]
+        if len(message) > 2:  # more than role and content
+            yield from texts([value for key, value in message.items() if key not in ("role", "content")])
     if row.rejected is not None:
         yield row.rejected
 

@@ -52,7 +52,7 @@ def placeholder(kind: str, value: str, number: int) -> str:
 
 def surrogate(kind: str, value: str, number: int) -> str:
     """Another value of the kind, for each number another one; a placeholder for kinds of the project's own."""
-    return _MADE.get(kind, lambda value, number: placeholder(kind, value, number))(value, number)
+    return _MADE[kind](value, number) if kind in _MADE else placeholder(kind, value, number)
 
 
 def _email(value: str, number: int) -> str:
