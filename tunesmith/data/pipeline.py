@@ -21,11 +21,23 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tunesmith.core.data_section import Clean
+from tunesmith.core.data_section import Clean, Length
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, benchmarks, contradictions, dedup, parts, pii, review, similar, traits
+from tunesmith.data import (
+    answers,
+    benchmarks,
+    contradictions,
+    dedup,
+    filters,
+    parts,
+    pii,
+    repair,
+    review,
+    similar,
+    traits,
+)
 from tunesmith.data.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
@@ -42,17 +54,28 @@ _MANY_LABELS = 300  # nor will one with more of them in a single part become one
 def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
     """What is seen in a row by itself, in its order; a new stage is one more line.
 
-    A placeholder may break the schema that the text before it followed, so what was replaced is held against the schema
-    again.
+    Texts are repaired before anything looks at them. A placeholder may break the schema that the text before it
+    followed, so what was replaced is held against the schema again. Filters come last: a row that they drop shows in a
+    report no personal data that was found in it.
     """
+    if clean.repair == "mend":
+        yield "text repair", repair.mend
     yield "empty answers", answers.empty
     if clean.answer == "json":
         yield "JSON answers", answers.json_answers
     if clean.answer_schema:
         yield "answer schema", partial(answers.follows_schema, schema=clean.answer_schema)
-    yield "personal data", partial(pii.personal_data, mode=clean.personal_data)
-    if clean.answer_schema and clean.personal_data == "replace":
+    yield "personal data", partial(pii.personal_data, mode=clean.personal_data, finder=clean.find_personal)
+    if clean.answer_schema and clean.personal_data in ("replace", "surrogate"):
         yield "answer schema after replacement", partial(answers.follows_schema, schema=clean.answer_schema)
+    if clean.length != Length(unit=clean.length.unit):
+        yield "length", partial(filters.length, limits=clean.length)
+    if clean.repetition.lines is not None or clean.repetition.runs is not None:
+        yield "repetition", partial(filters.repetition, limits=clean.repetition)
+    if clean.languages:
+        yield "languages", partial(filters.languages, wanted=clean.languages)
+    if clean.toxicity.above is not None:
+        yield "toxicity", partial(filters.toxicity, limit=clean.toxicity)
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,7 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
     with parts.workplace(kept, out) as work:
         asked = [work / "benchmarks"] if questions else []
         if questions and cut:
-            benchmarks.write(*asked, questions, cut)
+            benchmarks.write(asked[0], questions, cut)
         done = parts.each("clean", partial(_part, clean, cut, asked), pieces, work)
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
