@@ -388,7 +388,7 @@ def test_a_whole_run_tells_what_the_judge_did(tiny: bases.Base, server: served.S
     assert "judged below 3: 16 <small>judging</small>" in page
     assert "2: row 1 is" in page
     assert "row 5 is" not in page, "a judge's words on a row with personal data"
-    assert any("e-mail" in warning for warning in record["summary"]["warnings"])
+    assert any("email (1)" in warning for warning in record["summary"]["warnings"])
 
 
 def test_a_key_in_the_project_file_is_refused_and_not_repeated(server: served.Served, tmp_path: Path) -> None:

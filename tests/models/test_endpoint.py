@@ -245,9 +245,9 @@ def test_an_outage_costs_nothing_twice(server: served.Served, ask: Ask) -> None:
 
 def test_requests_are_sent_no_faster_than_the_limit(server: served.Served, ask: Ask) -> None:
     with faults.between(server.url, faults.first_time(("none", "none", "500"))) as proxy:
-        ask(proxy.url, range(15), requests_per_minute=600, concurrency=15)
-    assert len(proxy.came) >= 15
-    assert proxy.came[-1] - proxy.came[0] >= (len(proxy.came) - 1) * 0.1 - 0.05
+        ask(proxy.url, range(9), requests_per_minute=300, concurrency=9)
+    assert len(proxy.came) > 9
+    assert proxy.came[-1] - proxy.came[0] >= 0.8 * (len(proxy.came) - 1) * 60 / 300
 
 
 def test_no_more_is_spent_than_the_cap(server: served.Served, ask: Ask) -> None:
