@@ -409,6 +409,7 @@ def test_an_address_may_be_written_as_far_as_the_completions() -> None:
         ('Sure!\n```json\n{"a": [1, 2]}\n```\nBye', {"a": [1, 2]}),
         ('```\n{"a": 1,}\n```', {"a": 1}),
         ("{'a': 'b'", {"a": "b"}),
+        ('<think>maybe {"score": 1}?</think>\n{"score": 4}', {"score": 4}),
         ('The score is {"score": 4, "reason": "good"} as I said', {"score": 4, "reason": "good"}),
     ],
 )

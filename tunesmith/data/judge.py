@@ -130,7 +130,8 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
 def choose(client: Client, prompt: str, answers: Sequence[str]) -> int | None:
     """The index of the best answer, or None where the judge cannot tell: it is asked in both orders, and has to name
     the same answer each time."""
-    return next(iter(list(choices(client, [(prompt, answers)]))))
+    [best] = choices(client, [(prompt, answers)])
+    return best
 
 
 def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> Iterator[int | None]:

@@ -97,6 +97,7 @@ def json_of(text: str) -> Any:
     is found in it or mended. Raises ValueError where there is none."""
     import json_repair  # most answers need no mending
 
+    text = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.S)  # thoughts may hold drafts of the answer
     fenced = re.findall(r"```(?:json)?\s*\n?(.*?)```", text, re.S)
     for candidate in (text, *fenced):
         try:
