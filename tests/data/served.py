@@ -52,7 +52,10 @@ def model_of(base: bases.Base, say: Callable[[list[dict[str, str]], int], str] |
 
 
 @contextmanager
-def serving(think: Think, model: str = "small", key: str | None = None, slow_seconds: float = 0.0) -> Iterator[Served]:
+def serving(
+    think: Think, model: str = "small", key: str | None = None, slow_seconds: float = 0.0, refuses: tuple[str, ...] = ()
+) -> Iterator[Served]:
+    """`refuses` names options of a request that this server does not know."""
     served, lock = Served(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,6 +75,9 @@ def serving(think: Think, model: str = "small", key: str | None = None, slow_sec
                 self.answer(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
             elif body["model"] != model:
                 self.answer(404, {"error": {"message": f"no model {body['model']}", "code": "model_not_found"}})
+            elif unknown := [option for option in refuses if option in body]:
+                instead = "; use 'max_completion_tokens'" if unknown[0] == "max_tokens" else ""
+                self.answer(400, {"error": {"message": f"Unsupported parameter: '{unknown[0]}'{instead}"}})
             else:
                 self.complete(body)
 
@@ -83,7 +89,8 @@ def serving(think: Think, model: str = "small", key: str | None = None, slow_sec
                 served.at_once += 1
                 served.most_at_once = max(served.most_at_once, served.at_once)
             time.sleep(slow_seconds)
-            text, prompt_tokens, answer_tokens, whole = think(body["messages"], body["max_tokens"], body["seed"])
+            limit = body.get("max_tokens") or body["max_completion_tokens"]
+            text, prompt_tokens, answer_tokens, whole = think(body["messages"], limit, body.get("seed", 0))
             with lock:
                 served.at_once -= 1
                 served.tokens.append((prompt_tokens, answer_tokens))

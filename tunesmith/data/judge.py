@@ -84,7 +84,7 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
     """
     rows_file = clean / "rows.jsonl"
     rows_in = sum(1 for _ in _lines(rows_file))
-    found = _Found()
+    found, personal = _Found(), _personal(judge.endpoint, clean)
     with (
         settings_named({"endpoint.": "data.judge.endpoint."}),
         Client(judge.endpoint, store.cache_dir() / "replies", base) as client,
@@ -120,7 +120,7 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
         "judged_twice": len(sample.verdicts),
         "self_consistency": _rounded(sample.equal),
         "length_correlation": _rounded(correlation),
-        "warnings": warnings,
+        "warnings": personal + warnings,
         "usage": asdict(client.usage),
         "projected": projected,
         "actual": {"rows": projected["rows"], "cost": client.usage.cost, "minutes": _rounded(minutes)},
@@ -130,7 +130,8 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
 def choose(client: Client, prompt: str, answers: Sequence[str]) -> int | None:
     """The index of the best answer, or None where the judge cannot tell: it is asked in both orders, and has to name
     the same answer each time."""
-    return next(iter(list(choices(client, [(prompt, answers)]))))
+    [best] = choices(client, [(prompt, answers)])
+    return best
 
 
 def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> Iterator[int | None]:
@@ -204,7 +205,7 @@ def _project(client: Client, judge: Judge, sample: _Sample, rows_file: Path, row
         )
     if todo:
         price = f" for about {cost - spent:,.4g}" if judge.endpoint.input_price is not None else ""
-        length = f" in about {minutes:,.1f} minutes" if minutes is not None else ""
+        length = f" in about {max(minutes, 0.1):,.1f} minutes" if minutes is not None else ""
         say(f"  {todo:,} of {rows_in:,} rows are left to judge{price}{length}")
     return {"rows": todo, "cost": cost, "minutes": _rounded(minutes)}
 
@@ -243,7 +244,7 @@ def _write(judge: Judge, judged: Iterator[tuple[bytes, Row, Verdict]], rows_in: 
             if because := _why_dropped(judge, verdict):
                 reason, detail = because
                 found.reasons[reason] += 1
-                dropped.write(_dump({**row.to_json(), "reason": reason, "detail": detail, "stage": "judge"}))
+                dropped.write(_dump({**row.to_json(), "reason": reason, "detail": detail}))
             else:
                 found.kept += 1
                 kept.write(line)
@@ -265,12 +266,28 @@ def _score_line(row: Row, verdict: Verdict) -> dict[str, Any]:
     return {"id": row.id, "source": row.source, "line": row.line, **told, **how}
 
 
+def _personal(endpoint: Endpoint, clean: Artifact) -> list[str]:
+    """Told before anything is sent: cleaning may have found personal data and left it where it is."""
+    changes = clean.summary.get("changes", {})
+    kinds = {note.removeprefix("contains: "): n for note, n in changes.items() if note.startswith("contains: ")}
+    if not kinds or endpoint.url is None:
+        return []
+    listed = ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items())
+    warning = (
+        f"rows go to {endpoint.url} with the personal data in them: {listed}; data.clean.personal_data replaces it"
+    )
+    say(f"  {warning}")
+    return [warning]
+
+
 def _warnings(found: _Found, equal: float | None, correlation: float | None) -> list[str]:
     warnings = []
     if equal is not None and equal < _FEW_EQUAL:
         warnings.append(f"asked twice, the judge gave the same score to {equal:.0%} of the sample's rows")
     if correlation is not None and abs(correlation) >= _FOLLOWS_LENGTH:
         warnings.append(f"the judge's scores follow the length of the answers (r = {correlation:.2f})")
+    if unanswered := sum(n for cause, n in found.causes.items() if cause.startswith(rubric.UNANSWERED)):
+        warnings.append(f"{unanswered:,} rows had no answer: `tunesmith run --force judge` asks about them again")
     if len(found.scores) == 1 and found.scores.total() > 1:
         warnings.append(f"the judge gave every row a {next(iter(found.scores))}: it tells none from another")
     return warnings

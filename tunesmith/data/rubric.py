@@ -13,6 +13,7 @@ from tunesmith.core.records import Message, Row
 from tunesmith.models.replies import Asked, Reply, json_of
 
 SCORES = range(1, 6)
+UNANSWERED = "no answer: "  # how the cause begins where a question came to nothing
 
 _REASON_CHARACTERS = 500
 _SCORE = re.compile(r"\s*(\d+)\s*(?:/\s*5\s*)?")
@@ -53,7 +54,7 @@ def question(rubric: str, row: Row, seed: int = 0) -> Asked:
 def verdict(reply: Reply) -> Verdict:
     """A score is a whole number on the scale, written as such; whatever else is said is an abstention."""
     if reply.text is None:
-        return Verdict(None, "", f"no answer: {reply.fault}", cached=reply.cached)
+        return Verdict(None, "", UNANSWERED + reply.fault, cached=reply.cached)
     try:
         said, repaired = _json(reply.text)
     except ValueError:

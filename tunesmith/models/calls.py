@@ -33,7 +33,6 @@ class Calls:
         self._same: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._over: UserError | None = None  # why no further request is sent
         self._next_seconds = 0.0  # when the next request may be sent, by the loop's clock
-        self._heard = False  # whether the server ever answered
         self._silent = 0  # questions in a row that stayed without a reply
 
     async def reply(self, one: Asked, name: str) -> Reply:
@@ -58,7 +57,7 @@ class Calls:
                         return self._unanswered(passing)
                     await self._wait(attempt, passing)
                 else:
-                    self._heard, self._silent = True, 0
+                    self._silent = 0
                     reply = self._budget.paid(one, answer)
                     self._kept.keep(name, reply)
                     return reply
@@ -110,14 +109,14 @@ class Calls:
 
     def _unanswered(self, passing: Passing) -> Reply:
         self._silent += 1
-        if self._silent >= (_SILENT_IN_A_ROW if self._heard else _SILENT_AT_FIRST):
+        if self._silent >= (_SILENT_IN_A_ROW if self._usage.answered else _SILENT_AT_FIRST):
             raise self._dead(f"{self._silent} questions in a row had no answer", passing)
         self._last = passing
         return Reply(None, passing.reason)
 
     def require_any(self) -> None:
-        """Raises ResourceError when questions were asked and none ever had an answer."""
-        if self._silent and not self._heard:
+        """Raises ResourceError when questions were asked and none had an answer, now or before."""
+        if self._silent and not self._usage.answered:
             raise self._dead(f"{self._silent} questions were asked, and none had an answer", self._last)
 
     def _dead(self, what: str, last: Passing) -> ResourceError:

@@ -93,17 +93,21 @@ class Kept:
 
 
 def json_of(text: str) -> Any:
-    """The JSON value in a model's answer: the answer itself, or what stands in a code fence, or either one mended.
-    Raises ValueError where nothing in it is an object or a list."""
+    """The JSON value in a model's answer: the answer itself, or what stands in a code fence, or an object or list that
+    is found in it or mended. Raises ValueError where there is none."""
     import json_repair  # most answers need no mending
 
+    text = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.S)  # thoughts may hold drafts of the answer
     fenced = re.findall(r"```(?:json)?\s*\n?(.*?)```", text, re.S)
     for candidate in (text, *fenced):
         try:
             return orjson.loads(candidate)
         except orjson.JSONDecodeError:
             continue
-    found = json_repair.loads(fenced[0] if fenced else text)
+    try:
+        found = json_repair.loads(fenced[0] if fenced else text)
+    except RecursionError:  # a model that repeats one bracket
+        found = None
     if not isinstance(found, dict | list) or not found:
         raise ValueError("there is no JSON in the answer")
     return found

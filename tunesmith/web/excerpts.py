@@ -146,11 +146,17 @@ def dropped(file: Path, stage: str) -> list[Loss]:
         stage,
         lambda row: Sample(
             _where(row),
-            masked(row.get("detail", "")).text,
+            masked(_detail(row)).text,
             None if is_personal(row) else masked(_question(row["messages"][:-1])),
             None if is_personal(row) else masked(str(row["messages"][-1]["content"])),
         ),
     )
+
+
+def _detail(row: dict[str, Any]) -> str:
+    """A judge's reason is text about the row's: of a row with personal data, the score alone is shown."""
+    detail = str(row.get("detail", ""))
+    return detail.partition(":")[0] if row["reason"].startswith("judged below") and is_personal(row) else detail
 
 
 def answers(scores: Path, base: Path, tuned: Path, test: Path) -> Answers:
