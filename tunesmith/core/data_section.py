@@ -43,6 +43,32 @@ class Source(Section):
     """The side that all rows of this file belong to; `auto` lets the splitter choose per row."""
 
 
+class SemanticDuplicates(Section):
+    """Rows whose answers mean the same and whose prompts ask the same in other words: the later one is dropped."""
+
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Cosine similarity of the prompts' vectors from which on they are held to ask the same."""
+    embedding: Literal["characters", "words", "endpoint"] = "characters"
+    """Where vectors come from: rare character 4-grams, which need nothing but see no meaning; word vectors, for which
+    `pip install 'tunesmith[semantic]'`; or a server."""
+    endpoint: Endpoint | None = None
+    """The server whose `/embeddings` are asked, with `url` and `model`. Needs `embedding: endpoint`."""
+
+
+_OF_EMBEDDINGS = {"url", "model", "key", "concurrency", "timeout_seconds", "retries"}
+
+
+def _vectors_come_from_somewhere(semantic: SemanticDuplicates) -> SemanticDuplicates:
+    endpoint = semantic.endpoint
+    if semantic.embedding == "endpoint" and (endpoint is None or endpoint.url is None):
+        raise ValueError("embedding: endpoint needs `endpoint: {url: ..., model: ...}` beside it")
+    if semantic.embedding != "endpoint" and endpoint is not None:
+        raise ValueError("endpoint is not read: write `embedding: endpoint` beside it")
+    if endpoint is not None and (unread := sorted(endpoint.model_fields_set - _OF_EMBEDDINGS)):
+        raise ValueError(f"endpoint.{unread[0]} is not read where vectors are asked for: take it out")
+    return semantic
+
+
 class Clean(Section):
     """What is repaired or dropped before the split; every drop is kept on disk with its reason."""
 
@@ -55,6 +81,8 @@ class Clean(Section):
     near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None = 0.9
     """Drop a row when the answer is an earlier row's and the prompts' character 4-grams have this Jaccard similarity or
     more; `null` keeps them. Prompts that differ in a number or a negation are never near-duplicates."""
+    semantic_duplicates: Annotated[SemanticDuplicates, AfterValidator(_vectors_come_from_somewhere)] | None = None
+    """Drop a row when an earlier one says the same and asks the same in other words. Left out: not looked for."""
     contradictions: Literal["drop", "majority", "newest", "review", "report"] = "report"
     """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer or with the
     newest (by `fields.time`, else the row read last), leave them to a person (`review.jsonl`), or only count them. None

@@ -44,7 +44,7 @@ class Questions:
 
 def read(paths: Sequence[Path]) -> Questions:
     """Raises ConfigError for a file without a single question, DataError for one that cannot be read at all."""
-    texts, read_at, unreadable = [], [], 0
+    texts, read_at, unreadable = list[str](), list[tuple[str, int]](), 0
     for path in paths:
         before = len(texts)
         problem = "there is no record in it"

@@ -25,7 +25,7 @@ from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, benchmarks, contradictions, dedup, parts, pii, review, similar, traits
+from tunesmith.data import answers, benchmarks, contradictions, dedup, parts, pii, review, semantic, similar, traits
 from tunesmith.data.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
@@ -58,11 +58,12 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
 @dataclass(frozen=True)
 class Whole:
     """What judgements look at besides traits: sketches of the prompts, and behind them of benchmarks' questions; and
-    which question each row shares a run of words with."""
+    which question each row shares a run of words with; and how prompts become vectors."""
 
     prompts: similar.Sketches | None
     questions: Questions | None
     shared_N: NDArray[np.int32]
+    embed: semantic.Embed
 
 
 def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
@@ -85,6 +86,10 @@ def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
             "near-duplicates",
             partial(dedup.near, prompts=prompts, threshold=clean.near_duplicates, keep_equal=keep_equal),
         )
+    if clean.semantic_duplicates:
+        similarity, keep_equal = clean.semantic_duplicates.similarity, clean.duplicates == "keep"
+        meant = partial(semantic.duplicates, embed=whole.embed, similarity=similarity, keep_equal=keep_equal)
+        yield "semantic duplicates", meant
 
 
 def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
@@ -104,14 +109,16 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
     questions = benchmarks.read(clean.benchmarks) if clean.benchmarks else None
     cut = _cut(clean, rows_in)
     with parts.workplace(kept, out) as work:
-        asked = [work / "benchmarks"] if questions else []
+        asked = []
         if questions and cut:
-            benchmarks.write(*asked, questions, cut)
+            asked.append(work / "benchmarks")
+            benchmarks.write(asked[0], questions, cut)
         done = parts.each("clean", partial(_part, clean, cut, asked), pieces, work)
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
         prompts = similar.read([*folders, *asked], work / "shingles", cut) if cut else None
-        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []))
+        embed = semantic.embedder(clean.semantic_duplicates, prompts, partial(_prompts, folders), work / "vectors")
+        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []), embed)
         rulings = _judge(judgements(clean, whole), rows, found)
         left = _write(done, rows, rulings, out, found)
     if found.reasons[contradictions.WAITS]:
@@ -150,6 +157,7 @@ def _cut(clean: Clean, rows: int) -> similar.Banding | None:
     """How prompts are sketched, if they must be: for the lowest of the similarities that are asked for."""
     asked = [clean.near_duplicates] if clean.near_duplicates is not None else []
     asked += [benchmarks.ALIKE] if clean.benchmarks else []
+    asked += [1.0] if clean.semantic_duplicates and clean.semantic_duplicates.embedding == "characters" else []
     return similar.banding(min(asked), rows) if asked else None
 
 
@@ -229,6 +237,18 @@ def _part(
     found.count(rows)
     few = {label: values for label, values in found.labels.items() if len(values) <= _MANY_LABELS}
     return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}
+
+
+def _prompts(folders: list[Path], places: Places) -> Iterator[str]:
+    """The prompts of these rows as they were written, without system messages. Only these rows are parsed."""
+    wanted, place = set(places.tolist()), 0
+    for folder in folders:
+        with open(folder / "rows.jsonl", "rb") as file:
+            for line in file:
+                if place in wanted:
+                    prompt = Row.from_json(orjson.loads(line)).prompt
+                    yield "\n".join(m["content"] for m in prompt if m["role"] != "system")
+                place += 1
 
 
 def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Found) -> Rulings:
