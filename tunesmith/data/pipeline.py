@@ -25,7 +25,19 @@ from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, benchmarks, contradictions, dedup, parts, pii, review, semantic, similar, traits
+from tunesmith.data import (
+    answers,
+    benchmarks,
+    choosing,
+    contradictions,
+    dedup,
+    parts,
+    pii,
+    review,
+    semantic,
+    similar,
+    traits,
+)
 from tunesmith.data.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
@@ -58,12 +70,13 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
 @dataclass(frozen=True)
 class Whole:
     """What judgements look at besides traits: sketches of the prompts, and behind them of benchmarks' questions; and
-    which question each row shares a run of words with; and how prompts become vectors."""
+    which question each row shares a run of words with; how prompts become vectors, and who chooses among answers."""
 
     prompts: similar.Sketches | None
     questions: Questions | None
     shared_N: NDArray[np.int32]
     embed: semantic.Embed
+    choose: choosing.Choose
 
 
 def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
@@ -73,11 +86,14 @@ def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
     if whole.questions and prompts:
         known = partial(benchmarks.known, prompts=prompts, shared_N=whole.shared_N, questions=whole.questions)
         yield "benchmarks", known
-    decisions = review.decisions(clean.reviewed) if clean.reviewed else None
-    yield (
-        "contradictions",
-        partial(contradictions.resolve, mode=clean.contradictions, one_right=clean.single_answer, reviewed=decisions),
+    resolved = partial(
+        contradictions.resolve,
+        mode=clean.contradictions,
+        one_right=clean.single_answer,
+        reviewed=review.decisions(clean.reviewed) if clean.reviewed else None,
+        choose=whole.choose,
     )
+    yield "contradictions", resolved
     if clean.duplicates == "drop":
         yield "exact duplicates", dedup.exact
     if clean.near_duplicates is not None and prompts:
@@ -116,9 +132,11 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         done = parts.each("clean", partial(_part, clean, cut, asked), pieces, work)
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
+        rows_at = partial(_rows_at, folders)
         prompts = similar.read([*folders, *asked], work / "shingles", cut) if cut else None
-        embed = semantic.embedder(clean.semantic_duplicates, prompts, partial(_prompts, folders), work / "vectors")
-        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []), embed)
+        embed = semantic.embedder(clean.semantic_duplicates, prompts, rows_at, work / "vectors")
+        choose = choosing.chooser(clean.judge, rows_at)
+        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []), embed, choose)
         rulings = _judge(judgements(clean, whole), rows, found)
         left = _write(done, rows, rulings, out, found)
     if found.reasons[contradictions.WAITS]:
@@ -239,15 +257,14 @@ def _part(
     return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}
 
 
-def _prompts(folders: list[Path], places: Places) -> Iterator[str]:
-    """The prompts of these rows as they were written, without system messages. Only these rows are parsed."""
+def _rows_at(folders: list[Path], places: Places) -> Iterator[Row]:
+    """The rows at these places, which ascend. Only they are parsed."""
     wanted, place = set(places.tolist()), 0
     for folder in folders:
         with open(folder / "rows.jsonl", "rb") as file:
             for line in file:
                 if place in wanted:
-                    prompt = Row.from_json(orjson.loads(line)).prompt
-                    yield "\n".join(m["content"] for m in prompt if m["role"] != "system")
+                    yield Row.from_json(orjson.loads(line))
                 place += 1
 
 

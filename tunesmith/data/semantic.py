@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from tunesmith.core import store
 from tunesmith.core.data_section import SemanticDuplicates
 from tunesmith.core.errors import ConfigError, ResourceError, settings_named
+from tunesmith.core.records import Row
 from tunesmith.data.similar import Sets, Sketches
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, together_with
 
 Vectors = Any  # a row for each text, of length 1: a float array, or scipy's csr_array, whose types are not seen
-Texts = Callable[[Places], Iterator[str]]  # the prompts of these rows, as they were written
+RowsAt = Callable[[Places], Iterator[Row]]
 Embed = Callable[[Places], Vectors]
 
 _COLUMNS = 1 << 20  # shingles are told apart by so many bits of their hash
@@ -35,7 +36,7 @@ _BATCH = 256  # texts that become vectors at once
 _MOST_DENSE, _MOST_SPARSE = 10**12, 10**10  # products of numbers that are about a minute's work
 
 
-def embedder(settings: SemanticDuplicates | None, prompts: Sketches | None, texts: Texts, path: Path) -> Embed:
+def embedder(settings: SemanticDuplicates | None, prompts: Sketches | None, rows: RowsAt, path: Path) -> Embed:
     """How rows become vectors, which may be written to the path. `prompts` are the rows' in their order."""
 
     def embed(places: Places) -> Vectors:
@@ -44,7 +45,7 @@ def embedder(settings: SemanticDuplicates | None, prompts: Sketches | None, text
             assert prompts is not None, "prompts were not sketched"
             return of_characters(prompts.sets, places)
         encode = of_words if settings.embedding == "words" else of_server(settings)
-        return _on_disk(encode(_batches(texts(places))), len(places), path)
+        return _on_disk(encode(_batches(map(_as_written, rows(places)))), len(places), path)
 
     return embed
 
@@ -120,6 +121,10 @@ def of_server(settings: SemanticDuplicates) -> Callable[[Iterable[list[str]]], I
             yield from client.of(batches)
 
     return encode
+
+
+def _as_written(row: Row) -> str:
+    return "\n".join(message["content"] for message in row.prompt if message["role"] != "system")
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
