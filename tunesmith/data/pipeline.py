@@ -141,7 +141,8 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         left = _write(done, rows, rulings, out, found)
     if found.reasons[contradictions.WAITS]:
         review.write(out)
-    reasons = dict(found.reasons.most_common())
+    summary = _summary(rows_in, rows, left, found)
+    reasons = summary["reasons"]
     assert rows_in == len(left) + sum(reasons.values()), f"{rows_in} rows in, {len(left)} kept, dropped: {reasons}"
     if not len(left):
         raise DataError(
@@ -149,26 +150,7 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
             _why_none(rows_in, reasons),
             "read output/failed/clean/dropped.jsonl, then mend the data or loosen `data.clean`",
         )
-    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    return {
-        "headline": "; ".join(
-            [
-                f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
-                *(warning.rstrip(".") for warning in found.warnings),
-            ]
-        ),
-        "rows_in": rows_in,
-        "kept": len(left),
-        "dropped": rows_in - len(left),
-        "reasons": reasons,
-        "changes": {change: n for change, n in found.changes.most_common() if n},
-        "stages": found.stages,
-        "labels": found.few_labels(),
-        "prompt_words": _lengths(rows["prompt_words"][left]),
-        "answer_words": _lengths(rows["answer_words"][left]),
-        **found.findings,
-        "warnings": found.warnings,
-    }
+    return summary
 
 
 def _cut(clean: Clean, rows: int) -> similar.Banding | None:
@@ -332,6 +314,26 @@ def _labels(row: Row) -> Iterator[tuple[str, str]]:
             yield name, value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def _summary(rows_in: int, rows: Traits, left: Places, found: _Found) -> dict[str, Any]:
+    reasons = dict(found.reasons.most_common())
+    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    kept = f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else "")
+    return {
+        "headline": "; ".join([kept, *(warning.rstrip(".") for warning in found.warnings)]),
+        "rows_in": rows_in,
+        "kept": len(left),
+        "dropped": rows_in - len(left),
+        "reasons": reasons,
+        "changes": {change: n for change, n in found.changes.most_common() if n},
+        "stages": found.stages,
+        "labels": found.few_labels(),
+        "prompt_words": _lengths(rows["prompt_words"][left]),
+        "answer_words": _lengths(rows["answer_words"][left]),
+        **found.findings,
+        "warnings": found.warnings,
+    }
+
+
 def _why_none(rows_in: int, reasons: dict[str, int]) -> str:
     top = ", ".join(f"{reason} ({n:,})" for reason, n in list(reasons.items())[:3])
     return f"all {rows_in:,} rows were dropped: {top}" if rows_in else "there was none to begin with"
@@ -344,6 +346,8 @@ def _kind(note: str) -> str:
 
 def _lengths(words_N: Places) -> dict[str, int]:
     """Median, 95th percentile and maximum of the number of words."""
+    if not len(words_N):
+        return {"p50": 0, "p95": 0, "max": 0}
     ordered = np.sort(words_N)
     median, high = (int(ordered[math.ceil(share * len(ordered)) - 1]) for share in (0.5, 0.95))
     return {"p50": median, "p95": high, "max": int(ordered[-1])}
