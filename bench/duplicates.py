@@ -1,29 +1,35 @@
 """Measures how many of the rows that are alike are found, and how many that are found are alike: no speed, only counts.
 
-    bench/duplicates.py DATA     the published files' folder; a minute
+    bench/duplicates.py DATA     the published files' folder; two minutes
 
 Near-duplicates are held against comparing all pairs, beside datasketch's LSH with as many bands of as many hashes, and
-against planted ones. Prints tables and, as its last line, JSON; figures go to bench/results/duplicates.json.
+against planted ones; vectors against paraphrases and sentences that differ in a word that matters, all written by hand,
+and against the labels of banking77; benchmarks against planted questions. Prints tables and, as its last line, JSON;
+figures go to bench/results/duplicates.json.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from tunesmith.core import store
 from tunesmith.core.records import Row, normalised
-from tunesmith.data import dedup, similar, traits
+from tunesmith.data import benchmarks, contradictions, dedup, semantic, similar, traits
 
 RESULTS = Path(__file__).parent / "results/duplicates.json"
+PARAPHRASES = Path(__file__).parents[1] / "tests/data/paraphrases.tsv"
 THRESHOLDS = (0.7, 0.9)
 
 Found = set[int]  # places of texts that are like an earlier one
@@ -35,6 +41,10 @@ def main(data: Annotated[Path, typer.Argument(envvar="TUNESMITH_REAL_DATA", help
     figures = {
         "near": [of_near(name, its, threshold) for name, its in texts.items() for threshold in THRESHOLDS],
         "planted": [of_planted(edit, texts["banking77"], threshold) for edit in EDITS for threshold in THRESHOLDS],
+        "paraphrases": of_paraphrases(texts["banking77"]),
+        "semantic": of_labels(data),
+        "benchmarks": of_benchmarks(data),
+        "contradictions": of_contradictions(data),
     }
     store.write_text(RESULTS, json.dumps(figures, indent=1) + "\n")
     for name, rows in figures.items():
@@ -171,6 +181,118 @@ def of_planted(edit: str, texts: Sequence[str], threshold: float, planted: int =
     found = near(rows, threshold)
     told = {"edit": edit, "threshold": threshold, "planted": len(copies), "alike": len(alike)}
     return {**told, "with_other_numbers_or_negations": len(alike - free), "found": len(found), **rated(found, free)}
+
+
+def of_paraphrases(around: Sequence[str]) -> list[dict[str, Any]]:
+    """At each cosine: how many of 60 paraphrases are found, how many of those found are among 60 sentences of which one
+    word is another, and how many pairs of strangers out of 3,540 would be found."""
+    with open(PARAPHRASES, newline="", encoding="utf-8") as file:
+        pairs = list(csv.DictReader(file, delimiter="\t"))
+    texts, count = [pair[side] for side in ("one", "two") for pair in pairs], len(pairs)
+    same = np.array([pair["same"] == "yes" for pair in pairs])
+    rows = []
+    for name, similarity in kinds_of_vectors(texts, around).items():
+        for threshold in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+            found = similarity[:count, count:] >= threshold
+            right, wrong = int(found.diagonal()[same].sum()), int(found.diagonal()[~same].sum())
+            strangers = int(found[np.ix_(same, same)].sum()) - right
+            told = {"vectors": name, "cosine": threshold, "paraphrases": right, "hard_negatives": wrong}
+            precision = round(right / max(right + wrong, 1), 3)
+            rows.append(
+                {**told, "strangers": strangers, "recall": round(right / same.sum(), 3), "precision": precision}
+            )
+    return rows
+
+
+def kinds_of_vectors(texts: list[str], around: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """The similarities of all texts, by each kind."""
+    places = np.arange(len(texts))
+    sets = similar.shingled([normalised(text) for text in [*texts, *around]])
+    rare = semantic.of_characters(sets, places)
+    words = np.concatenate(list(semantic.of_words([texts])))
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    one, two = (side.ravel() for side in np.meshgrid(places, places, indexing="ij"))
+    jaccard = similar.similarities(sets, (one, two)).reshape(len(texts), -1)
+    return {"Jaccard": jaccard, "characters": (rare @ rare.T).toarray(), "words": words @ words.T}
+
+
+def of_labels(data: Path) -> list[dict[str, Any]]:
+    """What the stage drops in banking77, and how many of the pairs that it would find without looking at the answer
+    have one answer: the share of them that are right at best."""
+    with open(data / "banking77/train.csv", newline="", encoding="utf-8") as file:
+        records = list(csv.DictReader(file))
+    rows = [conversation(record["text"], line, record["category"]) for line, record in enumerate(records, 1)]
+    noted, texts = traits.of(rows, traits.compared, traits.COMPARED), [record["text"] for record in records]
+    labels = np.unique([record["category"] for record in records], return_inverse=True)[1]
+    found = []
+    for name, vectors in vectors_of(texts).items():
+        cosines = vectors @ vectors.T
+        cosines = cosines if isinstance(cosines, np.ndarray) else cosines.toarray()
+        np.fill_diagonal(cosines, 0)
+        for threshold in (0.8, 0.9):
+            one, two = np.nonzero(cosines >= threshold)
+            said = semantic.duplicates(noted, np.arange(len(rows)), lambda _, its=vectors: its, threshold, False)
+            dropped = sum(isinstance(ruling, traits.Ruling) for ruling in said)
+            told = {"vectors": name, "cosine": threshold, "rows": len(rows), "dropped": dropped, "pairs": len(one) // 2}
+            found.append({**told, "of_one_label": round(float((labels[one] == labels[two]).mean()), 3)})
+    return found
+
+
+def vectors_of(texts: list[str]) -> dict[str, Any]:
+    rare = semantic.of_characters(similar.shingled([normalised(text) for text in texts]), np.arange(len(texts)))
+    words = np.concatenate(list(semantic.of_words([texts])))
+    return {"characters": rare, "words": words / np.linalg.norm(words, axis=1, keepdims=True)}
+
+
+def of_benchmarks(data: Path) -> list[dict[str, Any]]:
+    """HumanEval's questions planted among the published instructions: whole, inside a longer prompt, and their second
+    half alone."""
+    records = [
+        json.loads(line) for line in gzip.decompress((data / "code/HumanEval.jsonl.gz").read_bytes()).splitlines()
+    ]
+    asked = [record["prompt"] for record in records]
+    ways: dict[str, Callable[[str], str]] = {
+        "whole": lambda text: text,
+        "inside a prompt": lambda text: f"Please finish this for me, as you did before.\n{text}\nWrite only Python.",
+        "second half": lambda text: " ".join(text.split()[len(text.split()) // 2 :]),
+    }
+    return [{"planted": way, **of_plants(asked, [change(text) for text in asked], instructions(data))}
+            for way, change in ways.items()]  # fmt: skip
+
+
+def of_plants(asked: list[str], planted: list[str], others: list[str]) -> dict[str, Any]:
+    rows = [conversation(text, line) for line, text in enumerate([*planted, *others])]
+    cut = similar.banding(benchmarks.ALIKE, len(rows))
+    questions = benchmarks.Questions([normalised(text) for text in asked], [("asked", i) for i in range(len(asked))], 0)
+    texts = [traits.prompt_text(row) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        benchmarks.write(Path(folder), questions, cut)
+        shared = benchmarks.shared(Path(folder), texts)
+    noted, prompts = (
+        traits.of(rows, traits.compared, traits.COMPARED),
+        similar.sketched([*texts, *questions.texts], cut),
+    )
+    said = list(benchmarks.known(noted, np.arange(len(rows)), prompts, shared, questions))
+    found = {ruling.place for ruling in said if isinstance(ruling, traits.Ruling)}
+    return {"rows": len(rows), "questions": len(asked), "found": len(found), **rated(found, set(range(len(planted))))}
+
+
+def of_contradictions(data: Path) -> list[dict[str, Any]]:
+    """What the published files show: prompts with several answers, and whether one answer is right there."""
+    with open(data / "banking77/train.csv", newline="", encoding="utf-8") as file:
+        banking = [conversation(r["text"], line, r["category"]) for line, r in enumerate(csv.DictReader(file), 1)]
+    records = json.loads((data / "instructions/instruction-data.json").read_text(encoding="utf-8"))
+    told = [conversation(f"{r['instruction']}\n{r['input']}", line, r["output"]) for line, r in enumerate(records, 1)]
+    found = []
+    for name, rows in (("banking77", banking), ("instructions", told)):
+        noted = traits.of(rows, traits.compared, traits.COMPARED)
+        *_, finding = contradictions.resolve(noted, np.arange(len(rows)), "drop")
+        assert isinstance(finding, traits.Finding)
+        (task,) = finding.facts["tasks"]
+        counts = {key: finding.facts[key] for key in ("rows", "prompts", "nats_per_row")}
+        shown = {key: task[key] for key in ("repeated", "agreeing", "answers", "one_right")}
+        found.append({"texts": name, **counts, **shown})
+    return found
 
 
 def near(rows: Sequence[Row], threshold: float) -> Found:

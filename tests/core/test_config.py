@@ -160,6 +160,8 @@ def test_an_override_that_is_no_yaml_is_text(project: Write, value: str) -> None
         ("data.split.test=0.95", "less than 1"),
         ("data.clean={answer_schema: data.jsonl}", "answer: json"),
         ("data.clean={reviewed: data.jsonl}", "contradictions: review"),
+        ("data.clean={judge: {url: 'http://a/v1', model: m}}", "contradictions: judge"),
+        ("data.clean={contradictions: judge}", "needs `judge"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(project: Write, override: str, words: str) -> None:

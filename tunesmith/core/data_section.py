@@ -89,6 +89,32 @@ def _in_order(length: Length) -> Length:
     return length
 
 
+class SemanticDuplicates(Section):
+    """Rows whose answers mean the same and whose prompts ask the same in other words: the later one is dropped."""
+
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Cosine similarity of the prompts' vectors from which on they are held to ask the same."""
+    embedding: Literal["characters", "words", "endpoint"] = "characters"
+    """Where vectors come from: rare character 4-grams, which need nothing but see no meaning; word vectors, for which
+    `pip install 'tunesmith[semantic]'`; or a server."""
+    endpoint: Endpoint | None = None
+    """The server whose `/embeddings` are asked, with `url` and `model`. Needs `embedding: endpoint`."""
+
+
+_OF_EMBEDDINGS = {"url", "model", "key", "concurrency", "timeout_seconds", "retries"}
+
+
+def _vectors_come_from_somewhere(semantic: SemanticDuplicates) -> SemanticDuplicates:
+    endpoint = semantic.endpoint
+    if semantic.embedding == "endpoint" and (endpoint is None or endpoint.url is None):
+        raise ValueError("embedding: endpoint needs `endpoint: {url: ..., model: ...}` beside it")
+    if semantic.embedding != "endpoint" and endpoint is not None:
+        raise ValueError("endpoint is not read: write `embedding: endpoint` beside it")
+    if endpoint is not None and (unread := sorted(endpoint.model_fields_set - _OF_EMBEDDINGS)):
+        raise ValueError(f"endpoint.{unread[0]} is not read where vectors are asked for: take it out")
+    return semantic
+
+
 class Clean(Section):
     """What is repaired or dropped before the split; every drop is kept on disk with its reason."""
 
@@ -105,14 +131,19 @@ class Clean(Section):
     near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None = 0.9
     """Drop a row when the answer is an earlier row's and the prompts' character 4-grams have this Jaccard similarity or
     more; `null` keeps them. Prompts that differ in a number or a negation are never near-duplicates."""
-    contradictions: Literal["drop", "majority", "newest", "review", "report"] = "report"
+    semantic_duplicates: Annotated[SemanticDuplicates, AfterValidator(_vectors_come_from_somewhere)] | None = None
+    """Drop a row when an earlier one says the same and asks the same in other words. Left out: not looked for."""
+    contradictions: Literal["drop", "majority", "newest", "judge", "review", "report"] = "report"
     """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer or with the
-    newest (by `fields.time`, else the row read last), leave them to a person (`review.jsonl`), or only count them. None
-    goes where several answers may be right."""
+    newest (by `fields.time`, else the row read last) or with the one that a model chooses, leave them to a person
+    (`review.jsonl`), or only count them. None goes where several answers may be right."""
     single_answer: Literal["auto", "yes", "no"] = "auto"
     """Whether a prompt has one right answer, so that another one contradicts it. `auto`: as the rows show."""
     reviewed: InputFile | None = None
     """A `review.jsonl` in which a person has set `keep` to true or false. Needs `contradictions: review`."""
+    judge: Endpoint | None = None
+    """The model that chooses among answers that contradict one another, with `url` and `model`. Needs
+    `contradictions: judge`."""
     benchmarks: list[InputFile] = []
     """Files of published benchmarks, in any format that sources have. Rows that may train are dropped where their
     prompt is like one of the questions, or shares a run of thirteen words with it."""
@@ -186,9 +217,13 @@ def _schema_has_json(clean: Clean) -> Clean:
     return clean
 
 
-def _reviewed_is_read(clean: Clean) -> Clean:
+def _resolvers_are_read(clean: Clean) -> Clean:
     if clean.reviewed and clean.contradictions != "review":
         raise ValueError("reviewed is not read: write `contradictions: review` beside it")
+    if clean.judge and clean.contradictions != "judge":
+        raise ValueError("judge is not read: write `contradictions: judge` beside it")
+    if clean.contradictions == "judge" and (clean.judge is None or clean.judge.url is None):
+        raise ValueError("contradictions: judge needs `judge: {url: ..., model: ...}` beside it")
     return clean
 
 
@@ -209,7 +244,7 @@ class Data(Section):
     """A system message for every row that has none: say here what the model should do."""
     max_quarantined: Fraction = 0.05
     """The run stops when a larger share of the records cannot be read as rows."""
-    clean: Annotated[Clean, AfterValidator(_schema_has_json), AfterValidator(_reviewed_is_read)] = Clean()
+    clean: Annotated[Clean, AfterValidator(_schema_has_json), AfterValidator(_resolvers_are_read)] = Clean()
     """What is repaired or dropped before the split."""
     judge: Judge | None = None
     """Scores by a model, and a limit below which rows are dropped. Left out: no row is judged."""

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data import single_answer
+from tunesmith.data.choosing import Choose
 from tunesmith.data.traits import Finding, Places, Ruling, Traits
 
-Mode = Literal["drop", "majority", "newest", "review", "report"]
+Mode = Literal["drop", "majority", "newest", "judge", "review", "report"]
 OneRight = Literal["auto", "yes", "no"]
 
 WAITS = "contradiction, waits for a review"
@@ -44,6 +45,11 @@ class Contest:
         """The entropy of the answers."""
         return -sum(n / len(self.places) * math.log(n / len(self.places)) for n in self.votes.values())
 
+    @property
+    def answering(self) -> list[int]:
+        """The first row that gives each answer."""
+        return [self.first(meaning) for meaning in self.votes]
+
     def against(self, meaning: int) -> int:
         """The first row that gives the commonest other answer."""
         return self.first(next(other for other, _ in self.votes.most_common() if other != meaning))
@@ -53,27 +59,35 @@ class Contest:
 
 
 def resolve(
-    traits: Traits, left: Places, mode: Mode, one_right: OneRight = "auto", reviewed: Mapping[int, bool] | None = None
+    traits: Traits,
+    left: Places,
+    mode: Mode,
+    one_right: OneRight = "auto",
+    reviewed: Mapping[int, bool] | None = None,
+    choose: Choose | None = None,
 ) -> Iterator[Ruling | Finding]:
     """Finds rows of one context whose answers differ, and drops those that the mode says, if the task has one right
     answer (data/single_answer.py; `one_right` overrules it): otherwise it notes in each row one that it contradicts.
 
     JSON answers are compared by value, others up to whitespace. `drop` drops them all. In a majority each row has one
     vote and a tie drops all. `newest` keeps the answer of the row with the latest time, or of the last one read.
+    `judge` keeps the answer that a model chooses, and drops all where it cannot tell.
     `review` goes by a person's decisions, by content id, and what waits for one is dropped. Rows pinned to the exam
     have no part in the votes of the others.
     """
     contested = _contested(traits, left)
     one_right_K, tasks = _one_right(traits, left, contested, one_right)
-    nats, resolved, contexts = 0.0, 0, 0
-    for contest, sure in _contests(traits, contested, one_right_K):
-        nats += contest.nats * len(contest.places)
-        contexts += 1
-        resolved += sure
+    contests = list(_contests(traits, contested, one_right_K))
+    resolved, contexts = sum(sure for _, sure in contests), len(contests)
+    nats = sum(contest.nats * len(contest.places) for contest, _ in contests)
+    chosen = iter(choose([c.answering for c, sure in contests if sure]) if mode == "judge" and choose else ())
+    for contest, sure in contests:
         if mode == "report" or not sure:
             yield from (Ruling(p, contest.against(m), None, "contradicts {}") for p, m in _rows(contest))
         elif mode == "review":
             yield from _reviewed(traits, contest, reviewed or {})
+        elif mode == "judge":
+            yield from _chosen(contest, next(chosen))
         else:
             yield from _newest(contest) if mode == "newest" else _voted(contest, mode == "majority")
     facts: dict[str, Any] = {
@@ -129,6 +143,14 @@ def _newest(contest: Contest) -> Iterator[Ruling]:
     for place, meaning in _rows(contest):
         if meaning != answer:
             yield Ruling(place, newest, "contradiction", "a newer answer is in {}")
+
+
+def _chosen(contest: Contest, best: int | None) -> Iterator[Ruling]:
+    for place, meaning in _rows(contest):
+        if best is None:
+            yield Ruling(place, contest.against(meaning), "contradiction", "the judge cannot tell; see {}")
+        elif meaning != list(contest.votes)[best]:
+            yield Ruling(place, contest.answering[best], "contradiction", "the judge chose {}")
 
 
 def _reviewed(traits: Traits, contest: Contest, decisions: Mapping[int, bool]) -> Iterator[Ruling]:

@@ -28,6 +28,7 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import (
     answers,
     benchmarks,
+    choosing,
     contradictions,
     dedup,
     filters,
@@ -35,6 +36,7 @@ from tunesmith.data import (
     pii,
     repair,
     review,
+    semantic,
     similar,
     traits,
 )
@@ -81,11 +83,13 @@ def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
 @dataclass(frozen=True)
 class Whole:
     """What judgements look at besides traits: sketches of the prompts, and behind them of benchmarks' questions; and
-    which question each row shares a run of words with."""
+    which question each row shares a run of words with; how prompts become vectors, and who chooses among answers."""
 
     prompts: similar.Sketches | None
     questions: Questions | None
     shared_N: NDArray[np.int32]
+    embed: semantic.Embed
+    choose: choosing.Choose
 
 
 def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
@@ -95,11 +99,14 @@ def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
     if whole.questions and prompts:
         known = partial(benchmarks.known, prompts=prompts, shared_N=whole.shared_N, questions=whole.questions)
         yield "benchmarks", known
-    decisions = review.decisions(clean.reviewed) if clean.reviewed else None
-    yield (
-        "contradictions",
-        partial(contradictions.resolve, mode=clean.contradictions, one_right=clean.single_answer, reviewed=decisions),
+    resolved = partial(
+        contradictions.resolve,
+        mode=clean.contradictions,
+        one_right=clean.single_answer,
+        reviewed=review.decisions(clean.reviewed) if clean.reviewed else None,
+        choose=whole.choose,
     )
+    yield "contradictions", resolved
     if clean.duplicates == "drop":
         yield "exact duplicates", dedup.exact
     if clean.near_duplicates is not None and prompts:
@@ -108,6 +115,10 @@ def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
             "near-duplicates",
             partial(dedup.near, prompts=prompts, threshold=clean.near_duplicates, keep_equal=keep_equal),
         )
+    if clean.semantic_duplicates:
+        similarity, keep_equal = clean.semantic_duplicates.similarity, clean.duplicates == "keep"
+        meant = partial(semantic.duplicates, embed=whole.embed, similarity=similarity, keep_equal=keep_equal)
+        yield "semantic duplicates", meant
 
 
 def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
@@ -127,19 +138,24 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
     questions = benchmarks.read(clean.benchmarks) if clean.benchmarks else None
     cut = _cut(clean, rows_in)
     with parts.workplace(kept, out) as work:
-        asked = [work / "benchmarks"] if questions else []
+        asked = []
         if questions and cut:
+            asked.append(work / "benchmarks")
             benchmarks.write(asked[0], questions, cut)
         done = parts.each("clean", partial(_part, clean, cut, asked), pieces, work)
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
+        rows_at = partial(_rows_at, folders)
         prompts = similar.read([*folders, *asked], work / "shingles", cut) if cut else None
-        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []))
+        embed = semantic.embedder(clean.semantic_duplicates, prompts, rows_at, work / "vectors")
+        choose = choosing.chooser(clean.judge, rows_at)
+        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []), embed, choose)
         rulings = _judge(judgements(clean, whole), rows, found)
         left = _write(done, rows, rulings, out, found)
     if found.reasons[contradictions.WAITS]:
         review.write(out)
-    reasons = dict(found.reasons.most_common())
+    summary = _summary(rows_in, rows, left, found)
+    reasons = summary["reasons"]
     assert rows_in == len(left) + sum(reasons.values()), f"{rows_in} rows in, {len(left)} kept, dropped: {reasons}"
     if not len(left):
         raise DataError(
@@ -147,32 +163,14 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
             _why_none(rows_in, reasons),
             "read output/failed/clean/dropped.jsonl, then mend the data or loosen `data.clean`",
         )
-    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    return {
-        "headline": "; ".join(
-            [
-                f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
-                *(warning.rstrip(".") for warning in found.warnings),
-            ]
-        ),
-        "rows_in": rows_in,
-        "kept": len(left),
-        "dropped": rows_in - len(left),
-        "reasons": reasons,
-        "changes": {change: n for change, n in found.changes.most_common() if n},
-        "stages": found.stages,
-        "labels": found.few_labels(),
-        "prompt_words": _lengths(rows["prompt_words"][left]),
-        "answer_words": _lengths(rows["answer_words"][left]),
-        **found.findings,
-        "warnings": found.warnings,
-    }
+    return summary
 
 
 def _cut(clean: Clean, rows: int) -> similar.Banding | None:
     """How prompts are sketched, if they must be: for the lowest of the similarities that are asked for."""
     asked = [clean.near_duplicates] if clean.near_duplicates is not None else []
     asked += [benchmarks.ALIKE] if clean.benchmarks else []
+    asked += [1.0] if clean.semantic_duplicates and clean.semantic_duplicates.embedding == "characters" else []
     return similar.banding(min(asked), rows) if asked else None
 
 
@@ -254,6 +252,17 @@ def _part(
     return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}
 
 
+def _rows_at(folders: list[Path], places: Places) -> Iterator[Row]:
+    """The rows at these places, which ascend. Only they are parsed."""
+    wanted, place = set(places.tolist()), 0
+    for folder in folders:
+        with open(folder / "rows.jsonl", "rb") as file:
+            for line in file:
+                if place in wanted:
+                    yield Row.from_json(orjson.loads(line))
+                place += 1
+
+
 def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Found) -> Rulings:
     left, rulings = np.arange(len(rows)), defaultdict(list)
     for name, judge in judgements:
@@ -318,6 +327,26 @@ def _labels(row: Row) -> Iterator[tuple[str, str]]:
             yield name, value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def _summary(rows_in: int, rows: Traits, left: Places, found: _Found) -> dict[str, Any]:
+    reasons = dict(found.reasons.most_common())
+    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    kept = f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else "")
+    return {
+        "headline": "; ".join([kept, *(warning.rstrip(".") for warning in found.warnings)]),
+        "rows_in": rows_in,
+        "kept": len(left),
+        "dropped": rows_in - len(left),
+        "reasons": reasons,
+        "changes": {change: n for change, n in found.changes.most_common() if n},
+        "stages": found.stages,
+        "labels": found.few_labels(),
+        "prompt_words": _lengths(rows["prompt_words"][left]),
+        "answer_words": _lengths(rows["answer_words"][left]),
+        **found.findings,
+        "warnings": found.warnings,
+    }
+
+
 def _why_none(rows_in: int, reasons: dict[str, int]) -> str:
     top = ", ".join(f"{reason} ({n:,})" for reason, n in list(reasons.items())[:3])
     return f"all {rows_in:,} rows were dropped: {top}" if rows_in else "there was none to begin with"
@@ -330,6 +359,8 @@ def _kind(note: str) -> str:
 
 def _lengths(words_N: Places) -> dict[str, int]:
     """Median, 95th percentile and maximum of the number of words."""
+    if not len(words_N):
+        return {"p50": 0, "p95": 0, "max": 0}
     ordered = np.sort(words_N)
     median, high = (int(ordered[math.ceil(share * len(ordered)) - 1]) for share in (0.5, 0.95))
     return {"p50": median, "p95": high, "max": int(ordered[-1])}

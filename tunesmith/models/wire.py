@@ -79,6 +79,17 @@ class Server:
                 raise Passing(f"status {response.status_code}", _message(text), wait_seconds)
             raise await self._refusal(response, _message(text))
 
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        """The vectors of these texts. Raises Passing, and UserError for what no repetition mends."""
+        response = await self._send("POST", "embeddings", {"model": self.settings.model, "input": texts})
+        text = self._without_key(response)
+        if response.status_code == 200:
+            return _vectors(text, len(texts))
+        if (response.status_code in _PASSING or response.status_code >= 500) and not _SPENT.search(text):
+            wait_seconds = _retry_after(response.headers.get("retry-after"))
+            raise Passing(f"status {response.status_code}", _message(text), wait_seconds)
+        raise await self._refusal(response, _message(text), "embeddings")
+
     async def close(self) -> None:
         if self._http:
             await self._http.aclose()
@@ -131,7 +142,7 @@ class Server:
             say(f"  {self.settings.url} does not take `{option}`: {instead}")
         return True
 
-    async def _refusal(self, response: httpx.Response, said: str) -> UserError:
+    async def _refusal(self, response: httpx.Response, said: str, path: str = "chat/completions") -> UserError:
         """What to mend, where a request was refused for good."""
         url, model, status = self.settings.url, self.settings.model, response.status_code
         why = f"it answers with status {status}" + (f": {said}" if said else "")
@@ -159,8 +170,8 @@ class Server:
             return ConfigError(f"{url} has no model `{model}`", why, f"{hint}endpoint.model may be: {listed}")
         if status in (404, 405) and not served:
             return ConfigError(
-                f"{url} serves no chat completions",
-                f"{url}/chat/completions {why.removeprefix('it ')}, and {url}/models lists no model",
+                f"{url} serves no {path.replace('/', ' ')}",
+                f"{url}/{path} {why.removeprefix('it ')}, and {url}/models lists no model",
                 "mend endpoint.url: most often it ends in /v1",
             )
         return ConfigError(
@@ -216,6 +227,19 @@ def _answer(text: str, max_tokens: int) -> Answer:
     if not isinstance(content, str) or not content.strip():
         return Answer(None, "an empty answer", *counts)
     return Answer(content, "", *counts)
+
+
+def _vectors(text: str, count: int) -> list[list[float]]:
+    """What stands in a body that came with status 200, in the order of the texts. Raises Passing for any other body."""
+    try:
+        found = {
+            int(one["index"]): [float(number) for number in one["embedding"]] for one in orjson.loads(text)["data"]
+        }
+    except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+        raise Passing("an answer that holds no vectors", _line(str(error))) from None
+    if sorted(found) != list(range(count)) or len({len(vector) for vector in found.values()}) != 1:
+        raise Passing("an answer that holds other vectors than were asked for", f"{len(found)} for {count} texts")
+    return [found[place] for place in range(count)]
 
 
 def _fault(status: int, text: str) -> str:
