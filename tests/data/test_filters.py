@@ -52,9 +52,10 @@ SONG = "We are going home tonight.\n" * 4 + "And that is all.\n"
 
 def test_shares_of_what_is_said_again():
     assert filters.lines_again("one\ntwo\none\n\n  one\n---\n---") == pytest.approx(6 / 12)
-    assert filters.runs_again("a b c d e a b c d e") == pytest.approx(0.5)
-    assert filters.runs_again("a b c d e f g") == filters.runs_again("a b") == filters.lines_again("") == 0
-    assert filters.runs_again("no " * 10) == pytest.approx(0.9)
+    assert filters.runs_again("a b c d e f g h i j " * 2) == pytest.approx(0.5)
+    assert filters.runs_again("a b c d e f g h i j k l m n o p q r s t") == filters.lines_again("") == 0
+    assert filters.runs_again("no " * 20) == pytest.approx(0.95)
+    assert filters.runs_again("no " * 19) == 0
 
 
 def test_repetition_in_lines_and_in_runs_of_words():

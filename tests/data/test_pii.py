@@ -172,6 +172,28 @@ def test_tool_calls_and_rejected_answers_are_cleaned_too():
     assert kept.row.rejected == "sent to [EMAIL_1]"
 
 
+def test_the_name_of_an_argument_tells_a_password_and_it_goes_wherever_it_stands():
+    calls = [{"type": "function", "function": {"name": "log_in", "arguments": {"password": "k9mP2xL7", "n": 12}}}]
+    [kept] = personal_data([row("log me in with k9mP2xL7 (not xk9mP2xL7)", "done", tool_calls=calls)], "replace")
+    assert kept.row.messages[0]["content"] == "log me in with [SECRET_1] (not xk9mP2xL7)"
+    assert kept.row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"password": "[SECRET_1]", "n": 12}
+    assert kept.row.changes == ["replaced: secret"]
+
+
+def test_a_number_in_a_tool_call_stays_one_if_it_can():
+    calls = [{"type": "function", "function": {"name": "pay", "arguments": {"card": 4532015112830366, "on": True}}}]
+    for mode, new in (("surrogate", 4000000000000010), ("replace", "[CARD_1]")):
+        [kept] = personal_data([row("pay", "", tool_calls=calls)], mode)
+        assert kept.row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"card": new, "on": True}
+
+
+def test_escapes_of_json_are_no_part_of_a_value():
+    answer = '{"text": "Call\\n07700 912345\\nor write to:\\nanna@x.com, \\u00fcber 5.30"}'
+    [kept] = personal_data([row("q", answer, rejected=answer)], "surrogate")
+    assert json.loads(kept.row.answer)["text"] == "Call\n07700 900001\nor write to:\nuser1@example.com, über 5.30"
+    assert kept.row.rejected == kept.row.answer
+
+
 def test_a_number_in_a_json_answer_is_not_replaced_by_text():
     number, text = row("q", '{"card": 4111111111111111}'), row("q", '{"card": "4111111111111111"}')
     dropped, kept = personal_data([number, text], "replace")

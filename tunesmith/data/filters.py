@@ -21,8 +21,9 @@ from tunesmith.data import plugin
 from tunesmith.data.answers import parse_json
 
 _RUN_WORDS = 5  # in a run that counts as repeated
+_FEW_WORDS = 20  # of a text in which a sentence may well be said twice
 _ENOUGH_LETTERS, _ENOUGH_WORDS = 20, 4  # to tell a language by
-_SURE = 0.8  # that it is a certain other language
+_SURE = 0.7  # that it is a certain other language
 _AT_ONCE = 1_000  # rows whose texts are scored together
 
 _WORD = re.compile(r"\w+")
@@ -63,7 +64,7 @@ def repetition(rows: Iterable[Row], limits: Repetition) -> Iterator[Kept | Dropp
 
 def _repeated(role: str, text: str, limits: Repetition) -> str | None:
     """What is repeated too much in a message."""
-    if role in ("system", "tool") or len(text) < 2 * _RUN_WORDS or _is_json(text):
+    if role in ("system", "tool") or _is_json(text):
         return None
     for name, limit, share in (("lines", limits.lines, lines_again), ("runs of words", limits.runs, runs_again)):
         if limit is not None and (found := share(text)) > limit:
@@ -82,8 +83,12 @@ def lines_again(text: str) -> float:
 
 
 def runs_again(text: str) -> float:
-    """The share of a text's letters and digits in runs of five words that stand there for at least the second time."""
+    """The share of a text's letters and digits in runs of five words that stand there for at least the second time.
+
+    None of a text of few words."""
     words = _WORD.findall(text.casefold())
+    if len(words) < _FEW_WORDS:
+        return 0.0
     again, seen = set[int](), set[tuple[str, ...]]()
     for place in range(len(words) - _RUN_WORDS + 1):
         run = tuple(words[place : place + _RUN_WORDS])

@@ -17,6 +17,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
+import orjson
+
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data import plugin, recognisers, strings, surrogates
@@ -37,10 +39,13 @@ _TOKENS = ("secret", "token", "key", "credential", "bearer", "basic")
 
 # Where a number of each group may stand, found at the speed of a scan, and how far the whole reaches around it.
 _RUN = re.compile(r"\d(?:[ ()+./-]{0,3}\d){6}", re.ASCII)
+_ESCAPED = re.compile(r"\\(?:[bfnrt]|u[\da-fA-F]{4}|\\)")  # of JSON: what stands behind begins a word
+_CODED = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)[ -]?[A-Za-z\d]{4}", re.ASCII)
 _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
 _PASSWORD = re.compile("p(?:ass[cpw]|wd)")
 _TOKEN = re.compile("|".join(_TOKENS))
+_TELLING = 6  # characters of a value that is replaced also where nothing but the value tells what it is
 _KIND = re.compile(r"[^\W\d_][\w -]{0,30}")
 
 
@@ -50,21 +55,23 @@ def personal_data(
     """Replaces personal data by placeholders or by surrogates, drops the rows that hold any, or only notes its kinds.
 
     A placeholder such as [EMAIL_1], or a surrogate such as user1@example.com, stands for one value throughout the row,
-    system message, tool calls and rejected answer included. A row goes also where it would break an answer that is
-    JSON. `finder` is a Python file with the project's own `find`; ConfigError for one that is of no use.
+    system message, tool calls and rejected answer included; for a number of a tool call, a placeholder stands as text.
+    A row goes also where it would break an answer that is JSON. `finder` is a Python file with the project's own
+    `find`; ConfigError for one that is of no use.
     """
     find_all = partial(_also, _own(finder, finder.stat().st_mtime_ns)) if finder else find
     for row in rows:
-        if not any(map(find_all, strings.of_row(row))):
+        values = _values(row, find_all)
+        kinds = sorted({*values.values()})
+        if not values:
             yield Kept(row)
-            continue
-        kinds = sorted({kind for text in strings.of_row(row) for kind, _, _ in find_all(text)})
-        if mode == "report":
+        elif mode == "report":
             yield Kept(replace(row, changes=[*row.changes, *(f"contains: {kind}" for kind in kinds)]))
         elif mode == "drop":
             yield Dropped(row, "personal data", ", ".join(kinds))
         else:
-            replaced = _replaced(row, find_all, surrogates.surrogate if mode == "surrogate" else surrogates.placeholder)
+            stand_in = surrogates.surrogate if mode == "surrogate" else surrogates.placeholder
+            replaced = _replaced(row, find_all, values, stand_in)
             if any(_is_json(old) and not _is_json(new) for old, new in zip(_answers(row), _answers(replaced))):
                 told = f"{', '.join(kinds)}, as a number in a JSON answer, where no text fits"
                 yield Dropped(row, "personal data", told)
@@ -77,6 +84,8 @@ def find(text: str) -> list[Find]:
 
     Of two that see the same characters, the one that is tried first wins."""
     found: list[Find] = []
+    if "\\" in text:
+        text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else " " * len(match[0]), text)
     marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
     for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
         for match in recogniser.shape.finditer(text, start, stop):
@@ -100,7 +109,7 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
     everywhere = [(0, len(text))]
     if "-BEGIN" in text:
         yield from _tried(recognisers.PEM, everywhere)
-    if digits or "hf_" in text:
+    if digits or b"_" in marks:
         if "eyJ" in text:
             yield from _tried(recognisers.JWTS, everywhere)
         if any(sign in text for sign in _BEGINNINGS) or ("_" in text and any(sign in text for sign in _UNDERSCORED)):
@@ -117,6 +126,7 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
     if "@" in text:
         yield from _tried(recognisers.ADDRESSES, everywhere)
     if digits >= 7:
+        yield from _tried(recognisers.IBANS, _around(text, _CODED, 2, 48))
         yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
     if digits >= 4:
         yield from _tried(recognisers.HOSTS_4, _around(text, _DOTTED, 24, 8))
@@ -181,10 +191,24 @@ def _also(own: Callable[[str], list[Find]], text: str) -> list[Find]:
     return found
 
 
-def _replaced(row: Row, find_all: Callable[[str], list[Find]], stand_in: Callable[[str, str, int], str]) -> Row:
-    """The row with another value for each one found, the same for the same, and none that the row held before."""
+def _values(row: Row, find_all: Callable[[str], list[Find]]) -> dict[str, str]:
+    """What is found in a row, and its kind. In the JSON of a tool call, an argument's name may tell what it is."""
+    calls = [orjson.dumps(m["tool_calls"]).decode() for m in row.messages if m.get("tool_calls")]
+    return {text[i:j]: kind for text in [*strings.of_row(row), *calls] for kind, i, j in find_all(text)}
+
+
+def _replaced(
+    row: Row,
+    find_all: Callable[[str], list[Find]],
+    values: dict[str, str],
+    stand_in: Callable[[str, str, int], str],
+) -> Row:
+    """The row with another value for each that was found, wherever it stands: the same for the same, and none that the
+    row held before."""
     held = "\n".join(strings.of_row(row)).casefold()
-    taken = {surrogates.same(kind, text[i:j]) for text in strings.of_row(row) for kind, i, j in find_all(text)}
+    taken = {surrogates.same(kind, value) for value, kind in values.items()}
+    long = sorted((value for value in values if len(value) >= _TELLING), key=len, reverse=True)
+    again = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, long)) or '(?!)'})(?!\w)")
     given: dict[tuple[str, str], str] = {}
 
     def new_value(kind: str, value: str) -> str:
@@ -199,8 +223,11 @@ def _replaced(row: Row, find_all: Callable[[str], list[Find]], stand_in: Callabl
         return given[known]
 
     def cleaned(text: str) -> str:
+        found = find_all(text)
+        for match in again.finditer(text):
+            _enter(found, (values[match[0]], *match.span()))
         parts, end = [], 0
-        for kind, start, stop in find_all(text):
+        for kind, start, stop in found:
             parts += [text[end:start], new_value(kind, text[start:stop])]
             end = stop
         return "".join([*parts, text[end:]])
@@ -209,7 +236,7 @@ def _replaced(row: Row, find_all: Callable[[str], list[Find]], stand_in: Callabl
 
 
 def _answers(row: Row) -> list[str]:
-    return [m["content"] for m in row.messages if m["role"] == "assistant"]
+    return [m["content"] for m in row.messages if m["role"] == "assistant"] + [row.rejected or ""]
 
 
 def _is_json(text: str) -> bool:

@@ -94,7 +94,7 @@ _NAME = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SLUG = re.compile(r"(?:[a-z]+|\d{1,4})(?:[-_./+](?:[a-z]+|\d{1,4}))+", re.IGNORECASE)  # step-2-of-3
-_CODE = re.compile(r"[$%<{(\[&@*]|[\w.]+[(\[{]|https?:")  # fetches one
+_CODE = re.compile(r"[$<{(\[&@*]|%[sd({]|%\w+%|[\w.]+[(\[{]|https?:")  # fetches one
 
 
 def _shape(body: str, before: str = "", after: str = "") -> re.Pattern[str]:
@@ -229,8 +229,8 @@ PREFIXED = [
 
 LOGINS = [
     _secret(  # a user's password
-        r""":\\?/\\?/[^\s/?#@:"'<>\\]{0,64}+:(?P<value>[^\s/?#@:"'<>\\[\]]{1,256}+)@""",
-        lambda value: not (_CODE.match(value) or re.fullmatch("(?i)x+|pass(?:word)?|pwd|secret|token", value)),
+        r""":\\?/\\?/[^\s/?\#@:"'<>\\]{0,64}+:(?P<value>[^\s/@:"'<>\\[\]]{1,256}+)@""",
+        lambda value: not (re.match(r"[${*]", value) or re.fullmatch("(?i)x+|pass(?:word)?|pwd|secret|token", value)),
     ),
     _secret(r":\\?/\\?/(?P<value>[\w-]{16,256}+)@", _is_token),
 ]
@@ -274,12 +274,15 @@ ADDRESSES = [
     ),
 ]
 
-NUMBERS = [
+IBANS = [
     Recogniser(
         "iban",
         _shape("|".join(rf"{c[:2]}\d\d(?:[\ -]?[a-z0-9]){{{int(c[2:]) - 4}}}" for c in _IBAN_LENGTHS.split())),
         _is_iban,
-    ),
+    )
+]
+
+NUMBERS = [
     Recogniser("card", _shape(r"\d{13,19} | \d{4}(?P<gap>[\ -])\d{4}(?P=gap)\d{4}(?P=gap)\d{4}"), _is_card),
     Recogniser(
         "card",

@@ -1,4 +1,7 @@
-"""Every text that a row holds, wherever it stands: in messages, in arguments of tool calls, in a rejected answer."""
+"""Every text that a row holds, wherever it stands: in messages, in arguments of tool calls, in a rejected answer.
+
+Whole numbers in arguments count as texts of their digits: an account number may be one.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ def texts(value: Any) -> Iterator[str]:
     """Those in a JSON value, keys aside."""
     if isinstance(value, str):
         yield value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
     elif isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from texts(item)
@@ -37,6 +42,9 @@ def changed(row: Row, change: Callable[[str], str]) -> Row:
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        new = change(str(value))
+        return value if new == str(value) else int(new) if new.isdecimal() else new
     if isinstance(value, list):
         return [_changed(item, change) for item in value]
     return {key: _changed(item, change) for key, item in value.items()} if isinstance(value, dict) else value
