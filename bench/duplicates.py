@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 
 from tunesmith.core import store
 from tunesmith.core.records import Row, normalised
-from tunesmith.data import benchmarks, contradictions, dedup, semantic, similar, traits
+from tunesmith.data import benchmarks, contradictions, dedup, semantic, similar, sketches, traits
 
 RESULTS = Path(__file__).parent / "results/duplicates.json"
 PARAPHRASES = Path(__file__).parents[1] / "tests/data/paraphrases.tsv"
@@ -65,7 +65,7 @@ def instructions(data: Path) -> list[str]:
 def of_near(name: str, texts: Sequence[str], threshold: float) -> dict[str, Any]:
     """Both indexes at the same cut, against comparing all pairs."""
     texts = [normalised(text) for text in texts]
-    cut = similar.banding(threshold, len(texts))
+    cut = sketches.banding(threshold, len(texts))
     truth = by_all_pairs(texts, threshold)
     told = {"texts": name, "threshold": threshold, "rows": len(texts), "bands": cut.bands, "hashes": cut.hashes}
     both = {"tunesmith": by_bands(texts, threshold), "datasketch": by_datasketch(texts, threshold, cut)}
@@ -75,7 +75,7 @@ def of_near(name: str, texts: Sequence[str], threshold: float) -> dict[str, Any]
 
 def by_bands(texts: Sequence[str], threshold: float) -> Found:
     """Each text against all others: those with an even place against those with an odd one, and so on by each bit."""
-    prompts = similar.sketched(texts, similar.banding(threshold, len(texts)))
+    prompts = sketches.sketched(texts, sketches.banding(threshold, len(texts)))
     places, found = np.arange(len(texts)), Found()
     for bit in range(len(texts).bit_length()):
         one, other = places[places >> bit & 1 == 0], places[places >> bit & 1 == 1]
@@ -84,11 +84,11 @@ def by_bands(texts: Sequence[str], threshold: float) -> Found:
     return found
 
 
-def by_datasketch(texts: Sequence[str], threshold: float, cut: similar.Banding) -> Found:
+def by_datasketch(texts: Sequence[str], threshold: float, cut: sketches.Banding) -> Found:
     """Its candidates, verified in full."""
     from datasketch import MinHash, MinHashLSH
 
-    sets = similar.shingled(texts)
+    sets = sketches.shingled(texts)
     shingles = np.split(sets.shingles_S, sets.ends_N[:-1])
     index, hashes = MinHashLSH(num_perm=cut.bands * cut.hashes, params=(cut.bands, cut.hashes)), []
     for place, its in enumerate(shingles):
@@ -97,7 +97,7 @@ def by_datasketch(texts: Sequence[str], threshold: float, cut: similar.Banding) 
         index.insert(place, hashes[-1], check_duplication=False)
     pairs = [(place, other) for place, its in enumerate(hashes) for other in index.query(its) if other != place]
     later, earlier = np.array(pairs, np.int64).reshape(-1, 2).T
-    return set(later[similar.similarities(sets, (later, earlier)) >= threshold].tolist())
+    return set(later[sketches.similarities(sets, (later, earlier)) >= threshold].tolist())
 
 
 def by_all_pairs(texts: Sequence[str], threshold: float) -> Found:
@@ -174,8 +174,8 @@ def of_planted(edit: str, texts: Sequence[str], threshold: float, planted: int =
     copies = [EDITS[edit](text, draw) for text in originals]
     rows = [conversation(text, line) for line, text in enumerate([*originals, *copies])]
     pairs = np.arange(len(originals)) + len(originals), np.arange(len(originals))
-    sets = similar.shingled([traits.prompt_text(row) for row in rows])
-    alike = set(pairs[0][similar.similarities(sets, pairs) >= threshold].tolist())
+    sets = sketches.shingled([traits.prompt_text(row) for row in rows])
+    alike = set(pairs[0][sketches.similarities(sets, pairs) >= threshold].tolist())
     kinds = traits.of(rows, traits.compared, traits.COMPARED)["kind"]
     free = alike & set(pairs[0][kinds[pairs[0]] == kinds[pairs[1]]].tolist())
     found = near(rows, threshold)
@@ -207,12 +207,12 @@ def of_paraphrases(around: Sequence[str]) -> list[dict[str, Any]]:
 def kinds_of_vectors(texts: list[str], around: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """The similarities of all texts, by each kind."""
     places = np.arange(len(texts))
-    sets = similar.shingled([normalised(text) for text in [*texts, *around]])
+    sets = sketches.shingled([normalised(text) for text in [*texts, *around]])
     rare = semantic.of_characters(sets, places)
     words = np.concatenate(list(semantic.of_words([texts])))
     words /= np.linalg.norm(words, axis=1, keepdims=True)
     one, two = (side.ravel() for side in np.meshgrid(places, places, indexing="ij"))
-    jaccard = similar.similarities(sets, (one, two)).reshape(len(texts), -1)
+    jaccard = sketches.similarities(sets, (one, two)).reshape(len(texts), -1)
     return {"Jaccard": jaccard, "characters": (rare @ rare.T).toarray(), "words": words @ words.T}
 
 
@@ -239,7 +239,7 @@ def of_labels(data: Path) -> list[dict[str, Any]]:
 
 
 def vectors_of(texts: list[str]) -> dict[str, Any]:
-    rare = semantic.of_characters(similar.shingled([normalised(text) for text in texts]), np.arange(len(texts)))
+    rare = semantic.of_characters(sketches.shingled([normalised(text) for text in texts]), np.arange(len(texts)))
     words = np.concatenate(list(semantic.of_words([texts])))
     return {"characters": rare, "words": words / np.linalg.norm(words, axis=1, keepdims=True)}
 
@@ -262,7 +262,7 @@ def of_benchmarks(data: Path) -> list[dict[str, Any]]:
 
 def of_plants(asked: list[str], planted: list[str], others: list[str]) -> dict[str, Any]:
     rows = [conversation(text, line) for line, text in enumerate([*planted, *others])]
-    cut = similar.banding(benchmarks.ALIKE, len(rows))
+    cut = sketches.banding(benchmarks.ALIKE, len(rows))
     questions = benchmarks.Questions([normalised(text) for text in asked], [("asked", i) for i in range(len(asked))], 0)
     texts = [traits.prompt_text(row) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
@@ -270,7 +270,7 @@ def of_plants(asked: list[str], planted: list[str], others: list[str]) -> dict[s
         shared = benchmarks.shared(Path(folder), texts)
     noted, prompts = (
         traits.of(rows, traits.compared, traits.COMPARED),
-        similar.sketched([*texts, *questions.texts], cut),
+        sketches.sketched([*texts, *questions.texts], cut),
     )
     said = list(benchmarks.known(noted, np.arange(len(rows)), prompts, shared, questions))
     found = {ruling.place for ruling in said if isinstance(ruling, traits.Ruling)}
@@ -296,7 +296,7 @@ def of_contradictions(data: Path) -> list[dict[str, Any]]:
 
 
 def near(rows: Sequence[Row], threshold: float) -> Found:
-    prompts = similar.sketched([traits.prompt_text(row) for row in rows], similar.banding(threshold, len(rows)))
+    prompts = sketches.sketched([traits.prompt_text(row) for row in rows], sketches.banding(threshold, len(rows)))
     noted = traits.of(rows, traits.compared, traits.COMPARED)
     return {ruling.place for ruling in dedup.near(noted, np.arange(len(rows)), prompts, threshold, False)}
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from preparing.processes import answer, asked
-from tunesmith.data import parts, similar
+from tunesmith.data import parts, similar, sketches
 
 THRESHOLD = 0.8
 SIZE = 4  # characters of a gram
@@ -28,14 +28,14 @@ def ours(path: Path, out: Path) -> list[int]:
     """As the clean step does it: sketches by parts, on every core; candidates and their verification in one place."""
     pieces = list(parts.cut(path))
     count = sum(piece.lines for piece in pieces)
-    cut = similar.banding(THRESHOLD, count)
+    cut = sketches.banding(THRESHOLD, count)
     done = parts.each("sketch", partial(_sketch, cut), pieces, out / "parts")
-    sketches = similar.read([one.folder for one in done], out / "shingles", cut)
-    return sorted(similar.repeats(sketches, THRESHOLD, np.arange(count), np.zeros(count, np.uint64)))
+    found = sketches.read([one.folder for one in done], out / "shingles", cut)
+    return sorted(similar.repeats(found, THRESHOLD, np.arange(count), np.zeros(count, np.uint64)))
 
 
-def _sketch(cut: similar.Banding, part: parts.Part, folder: Path) -> dict[str, Any]:
-    similar.write(folder, [line.decode().rstrip("\n") for line in part.read()], cut)
+def _sketch(cut: sketches.Banding, part: parts.Part, folder: Path) -> dict[str, Any]:
+    sketches.write(folder, [line.decode().rstrip("\n") for line in part.read()], cut)
     return {}
 
 

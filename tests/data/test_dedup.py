@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Dropped, Kept, Row, normalised
-from tunesmith.data import dedup, similar
+from tunesmith.data import dedup, sketches
 from tunesmith.data.traits import prompt_text
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,7 +23,7 @@ def exact(rows: list[Row]) -> list[Kept | Dropped]:
 
 
 def near(rows: list[Row], threshold: float, keep_equal: bool = False) -> list[Kept | Dropped]:
-    prompts = similar.sketched([prompt_text(row) for row in rows], similar.banding(threshold, len(rows)))
+    prompts = sketches.sketched([prompt_text(row) for row in rows], sketches.banding(threshold, len(rows)))
     return judged(rows, partial(dedup.near, prompts=prompts, threshold=threshold, keep_equal=keep_equal))
 
 

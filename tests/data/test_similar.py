@@ -13,7 +13,7 @@ from tunesmith.core import store
 from tunesmith.core.data_section import Split
 from tunesmith.core.records import Row, normalised
 from tunesmith.core.step import Artifact
-from tunesmith.data import similar, split
+from tunesmith.data import similar, sketches, split
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import duplicates as bench
@@ -28,7 +28,7 @@ def test_what_is_found_is_what_datasketch_and_comparing_all_pairs_find(name, thr
     ]
     texts = texts[:1500]
     truth, found = bench.by_all_pairs(texts, threshold), bench.by_bands(texts, threshold)
-    theirs = bench.by_datasketch(texts, threshold, similar.banding(threshold, len(texts)))
+    theirs = bench.by_datasketch(texts, threshold, sketches.banding(threshold, len(texts)))
     assert len(truth) >= 10
     assert found <= truth
     assert theirs <= truth
@@ -71,7 +71,7 @@ SHORT = [
 def test_texts_that_are_hardly_any_are_like_none_but_themselves():
     texts = [normalised(text) for text in SHORT]
     for threshold in (0.51, 0.7, 0.9, 1.0):
-        prompts = similar.sketched([*texts, *texts], similar.banding(threshold, 2 * len(texts)))
+        prompts = sketches.sketched([*texts, *texts], sketches.banding(threshold, 2 * len(texts)))
         found = similar.across(prompts, threshold, np.arange(len(texts)), np.arange(len(texts), 2 * len(texts)))
         assert found.uncompared == {}
         assert {place - len(texts): texts[like] for place, (like, _) in found.alike.items()} == dict(enumerate(texts))
@@ -97,7 +97,7 @@ def crowd(template: str, count: int = 10_000) -> list[str]:
 @pytest.mark.parametrize("template", [CROWD, ALIKE])
 def test_ten_thousand_texts_of_one_template_are_held_against_all_they_meet(template):
     texts, train = crowd(template), 9_800
-    prompts = similar.sketched(texts, similar.banding(0.7, len(texts)))
+    prompts = sketches.sketched(texts, sketches.banding(0.7, len(texts)))
     found = similar.across(prompts, 0.7, np.arange(train), np.arange(train, len(texts)))
     like_train = like_one_of(texts[:train], texts[train:])
     assert len(like_train) > 50
@@ -109,7 +109,7 @@ def test_who_meets_too_many_is_suspected(monkeypatch):
     """A crowd that is not compared as a whole, as larger ones would not be."""
     monkeypatch.setattr(similar, "_CROWD", 10_000)
     texts, exam = crowd(CROWD, 3_000), 400
-    prompts = similar.sketched(texts, similar.banding(0.7, len(texts)))
+    prompts = sketches.sketched(texts, sketches.banding(0.7, len(texts)))
     found = similar.across(prompts, 0.7, np.arange(exam), np.arange(exam, len(texts)))
     like_exam = like_one_of(texts[:exam], texts[exam:])
     assert found.alike.keys() <= {place + exam for place in like_exam}
@@ -143,7 +143,7 @@ def test_who_might_be_like_a_pinned_exam_does_not_train_and_the_certificate_tell
 
 def like_one_of(some: list[str], others: list[str]) -> set[int]:
     """The places of others that are like one of these, by comparing all pairs."""
-    sets = similar.shingled([*some, *others])
+    sets = sketches.shingled([*some, *others])
     _, columns = np.unique(sets.shingles_S, return_inverse=True)
     has = csr_array((np.ones(len(columns), np.int32), columns, np.concatenate([[0], sets.ends_N])))
     shared = (has[: len(some)] @ has[len(some) :].T).toarray()

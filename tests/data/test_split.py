@@ -19,14 +19,14 @@ from tunesmith.core.data_section import Split
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import similar, split, traits
+from tunesmith.data import sketches, split, traits
 from tunesmith.data.split import ALIKE, SIDES
 
 
 def assign(rows: list[Row], settings: Split) -> tuple[dict[str, list[Row]], list[Dropped]]:
     """The rows of each side, in their order, and those that no side could take."""
     noted = traits.of(rows, split._placed, split._PLACED)
-    prompts = similar.sketched([traits.prompt_text(row) for row in rows], similar.banding(ALIKE, len(rows)))
+    prompts = sketches.sketched([traits.prompt_text(row) for row in rows], sketches.banding(ALIKE, len(rows)))
     found = split.assign(noted, prompts, settings)
     sides = {side: [rows[place] for place in found.of(i)] for i, side in enumerate(SIDES)}
     return sides, [Dropped(rows[place], *why) for place, why in sorted(found.gone.items())]

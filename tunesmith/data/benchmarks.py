@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import normalised
-from tunesmith.data import files, shapes, similar
+from tunesmith.data import files, shapes, similar, sketches
 from tunesmith.data.traits import Finding, Hashes, Places, Ruling, Traits
 from tunesmith.data.values import Unusable, plain
 
@@ -67,10 +67,10 @@ def read(paths: Sequence[Path]) -> Questions:
     return Questions(texts, read_at, unreadable)
 
 
-def write(folder: Path, questions: Questions, cut: similar.Banding) -> None:
+def write(folder: Path, questions: Questions, cut: sketches.Banding) -> None:
     """What parts are compared with, and the questions' sketches, in files of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    similar.write(folder, questions.texts, cut)
+    sketches.write(folder, questions.texts, cut)
     runs, of = _known_runs(questions.texts)
     np.save(folder / _RUNS, runs)
     np.save(folder / _OF, of)
@@ -94,7 +94,7 @@ def together(folders: Sequence[Path]) -> NDArray[np.int32]:
 
 
 def known(
-    traits: Traits, left: Places, prompts: similar.Sketches, shared_N: NDArray[np.int32], questions: Questions
+    traits: Traits, left: Places, prompts: sketches.Sketches, shared_N: NDArray[np.int32], questions: Questions
 ) -> Iterator[Ruling | Finding]:
     """Drops rows whose prompt is a benchmark's question. Rows that are pinned to the exam stay: it may be one.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tunesmith.data import similar
+from tunesmith.data import similar, sketches
 from tunesmith.data.traits import Places, Ruling, Traits, together_with
 
 
@@ -27,7 +27,7 @@ def exact(traits: Traits, left: Places) -> Iterator[Ruling]:
 
 
 def near(
-    traits: Traits, left: Places, prompts: similar.Sketches, threshold: float, keep_equal: bool
+    traits: Traits, left: Places, prompts: sketches.Sketches, threshold: float, keep_equal: bool
 ) -> Iterator[Ruling]:
     """Drops a row when an earlier kept row has its answer and a prompt of Jaccard similarity >= threshold to its own.
 

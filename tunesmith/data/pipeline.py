@@ -37,7 +37,7 @@ from tunesmith.data import (
     repair,
     review,
     semantic,
-    similar,
+    sketches,
     traits,
 )
 from tunesmith.data.benchmarks import Questions
@@ -85,7 +85,7 @@ class Whole:
     """What judgements look at besides traits: sketches of the prompts, and behind them of benchmarks' questions; and
     which question each row shares a run of words with; how prompts become vectors, and who chooses among answers."""
 
-    prompts: similar.Sketches | None
+    prompts: sketches.Sketches | None
     questions: Questions | None
     shared_N: NDArray[np.int32]
     embed: semantic.Embed
@@ -146,7 +146,7 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
         rows_at = partial(_rows_at, folders)
-        prompts = similar.read([*folders, *asked], work / "shingles", cut) if cut else None
+        prompts = sketches.read([*folders, *asked], work / "shingles", cut) if cut else None
         embed = semantic.embedder(clean.semantic_duplicates, prompts, rows_at, work / "vectors")
         choose = choosing.chooser(clean.judge, rows_at)
         whole = Whole(prompts, questions, benchmarks.together(folders if questions else []), embed, choose)
@@ -166,12 +166,12 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
     return summary
 
 
-def _cut(clean: Clean, rows: int) -> similar.Banding | None:
+def _cut(clean: Clean, rows: int) -> sketches.Banding | None:
     """How prompts are sketched, if they must be: for the lowest of the similarities that are asked for."""
     asked = [clean.near_duplicates] if clean.near_duplicates is not None else []
     asked += [benchmarks.ALIKE] if clean.benchmarks else []
     asked += [1.0] if clean.semantic_duplicates and clean.semantic_duplicates.embedding == "characters" else []
-    return similar.banding(min(asked), rows) if asked else None
+    return sketches.banding(min(asked), rows) if asked else None
 
 
 @dataclass
@@ -219,7 +219,7 @@ class _Found:
 
 
 def _part(
-    clean: Clean, cut: similar.Banding | None, asked: list[Path], part: parts.Part, folder: Path
+    clean: Clean, cut: sketches.Banding | None, asked: list[Path], part: parts.Part, folder: Path
 ) -> dict[str, Any]:
     """The stages over the rows of one part: what they leave and drop, and the traits and sketches of what is left."""
     lines: list[bytes | None] = list(part.read())
@@ -244,7 +244,7 @@ def _part(
     traits.write(folder, traits.of(rows, traits.compared, traits.COMPARED))
     if cut:
         prompts = [prompt_text(row) for row in rows]
-        similar.write(folder, prompts, cut)
+        sketches.write(folder, prompts, cut)
         for questions in asked:
             benchmarks.shared(questions, prompts).tofile(folder / "shared")
     found.count(rows)

@@ -23,7 +23,7 @@ from tunesmith.core import store
 from tunesmith.core.data_section import SemanticDuplicates
 from tunesmith.core.errors import ConfigError, ResourceError, settings_named
 from tunesmith.core.records import Row
-from tunesmith.data.similar import Sets, Sketches
+from tunesmith.data.sketches import Sets, Sketches
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, together_with
 
 Vectors = Any  # a row for each text, of length 1: a float array, or scipy's csr_array, whose types are not seen

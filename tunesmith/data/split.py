@@ -26,7 +26,7 @@ from tunesmith.core.data_section import Split
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import parts, similar, traits
+from tunesmith.data import parts, similar, sketches, traits
 from tunesmith.data.traits import Places, Traits, prompt_text
 
 VERSION = 3
@@ -81,11 +81,11 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
             "lower one of them, so that they make less than 1",
         )
     pieces = list(parts.cut(clean / "rows.jsonl"))
-    cut = similar.banding(ALIKE, sum(piece.lines for piece in pieces))
+    cut = sketches.banding(ALIKE, sum(piece.lines for piece in pieces))
     with parts.workplace(kept, out) as work:
         done = parts.each("split", partial(_part, cut), pieces, work)
         folders = [one.folder for one in done]
-        rows, prompts = traits.together(folders, _PLACED), similar.read(folders, work / "shingles", cut)
+        rows, prompts = traits.together(folders, _PLACED), sketches.read(folders, work / "shingles", cut)
         assigned = assign(rows, prompts, split)
         _write(pieces, assigned, out)
         certified = _certify(rows, prompts, cut, assigned, out)
@@ -115,7 +115,7 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
     }
 
 
-def assign(rows: Traits, prompts: similar.Sketches, split: Split) -> Assignment:
+def assign(rows: Traits, prompts: sketches.Sketches, split: Split) -> Assignment:
     """Each row's side.
 
     Where any row is pinned to test, the fraction for test is 0: the exam is that file alone. So for validation.
@@ -137,10 +137,10 @@ def assign(rows: Traits, prompts: similar.Sketches, split: Split) -> Assignment:
     return found
 
 
-def _part(cut: similar.Banding, part: parts.Part, folder: Path) -> dict[str, Any]:
+def _part(cut: sketches.Banding, part: parts.Part, folder: Path) -> dict[str, Any]:
     rows = [Row.from_json(orjson.loads(line)) for line in part.read()]
     traits.write(folder, traits.of(rows, _placed, _PLACED))
-    similar.write(folder, [prompt_text(row) for row in rows], cut)
+    sketches.write(folder, [prompt_text(row) for row in rows], cut)
     return {}
 
 
@@ -148,7 +148,7 @@ def _placed(row: Row) -> tuple[int, ...]:
     return int(row.id, 16), int(row.group, 16), int(row.parents[0], 16) if row.parents else 0, _PINS[row.split]
 
 
-def _known(rows: Traits, free: Places) -> similar.Pairs:
+def _known(rows: Traits, free: Places) -> sketches.Pairs:
     """Pairs of rows that belong together whatever their prompts say: parent and child, and children of one parent."""
     key_N = np.where(rows["parent"] > 0, rows["parent"], rows["id"])[free]
     order = np.argsort(key_N, kind="stable")
@@ -179,7 +179,7 @@ def _position(prompt: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{prompt:016x}".encode()).digest()[:6]) / 2**48
 
 
-def _part_ways(rows: Traits, prompts: similar.Sketches, found: Assignment, held_out: Places) -> None:
+def _part_ways(rows: Traits, prompts: sketches.Sketches, found: Assignment, held_out: Places) -> None:
     """Where a pinned exam or validation row is like a row of another side, that of the weaker side is dropped."""
     for side in (_TEST, _VALIDATION):
         mine, others = found.of(side), np.flatnonzero((found.side_N >= 0) & (found.side_N < side))
@@ -224,7 +224,7 @@ def _write(pieces: list[parts.Part], assigned: Assignment, out: Path) -> None:
 
 
 def _certify(
-    rows: Traits, prompts: similar.Sketches, cut: similar.Banding, assigned: Assignment, out: Path
+    rows: Traits, prompts: sketches.Sketches, cut: sketches.Banding, assigned: Assignment, out: Path
 ) -> dict[str, Any]:
     """What the split vouches for, in `certificate.json`: that no test or validation row is like one that trains. It is
     looked for once more, among the rows as they were assigned, and told beside what a random split would have leaked.
@@ -240,7 +240,7 @@ def _certify(
     known = similar.across(prompts, ALIKE, rest, exam)
     facts = {
         "alike_from": ALIKE,
-        "shingle": similar.SHINGLE,
+        "shingle": sketches.SHINGLE,
         "missed": cut.missed(ALIKE),
         "leaks": leaks,
         "joined_on_suspicion": assigned.suspected,
