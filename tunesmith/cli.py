@@ -46,7 +46,12 @@ HERE = Path()
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="A file of examples: JSONL, JSON, CSV, TSV or Parquet.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Examples: a file (JSONL, JSON, CSV, TSV, Parquet, also compressed), a folder, or a glob in quotes."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="The project file to write.")] = Path("tunesmith.yaml"),
 ) -> None:
     """Write a commented project file by looking at a file of examples."""

@@ -24,6 +24,9 @@ class Fields(Section):
     """The column that holds a system message of the row's own."""
     messages: str | None = None
     """The column that holds a list of chat messages."""
+    group: str | None = None
+    """The column that names a conversation, thread or user: rows with one value never stand on two sides of the split,
+    also where they are of different files."""
 
 
 class Source(Section):

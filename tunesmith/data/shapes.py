@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.core.data_section import Fields
-from tunesmith.core.records import Message
+from tunesmith.core.records import Message, content_id
+from tunesmith.data import exchanges
 from tunesmith.data.conversation import are_turns, canonical, message, role_of
 from tunesmith.data.values import Unusable, compact, kind, named, parse, short, storable
 
@@ -38,11 +39,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a record holds: its shape, its turns in any dialect, and the worse answer of a preference pair."""
+    """What a record holds: its shape, its turns in any dialect, the worse answer of a preference pair, and the tools
+    of a logged request."""
 
     shape: str
     turns: list[Any]
     rejected: Any = None
+    tools: Any = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Conversation:
     messages: list[Message]
     tools: list[dict[str, Any]]
     rejected: str | None
+    thread: str | None
     notes: list[str]
 
 
@@ -71,7 +75,14 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
-    return Conversation(reading.shape, messages, _tools(record.get("tools"), notes), rejected, sorted(set(notes)))
+    thread = _thread(record.get(fields.group)) if fields and fields.group else None
+    tools = _tools(reading.tools or record.get("tools"), notes)
+    return Conversation(reading.shape, messages, tools, rejected, thread, sorted(set(notes)))
+
+
+def _thread(value: Any) -> str | None:
+    """A hash, since who wrote or asked is nobody's business. 7 in JSON and "7" in a table are the same."""
+    return None if value in (None, "") else content_id(compact(value))
 
 
 def _worse_answer(reading: Reading, notes: list[str]) -> str:
@@ -151,6 +162,11 @@ def _transcript(turns: list[Any]) -> list[Any]:
         return turns
     _, *pieces = _TRANSCRIPT.split(text.strip())
     return [{"role": role.lower(), "content": content} for role, content in zip(pieces[::2], pieces[1::2])]
+
+
+def _exchange(record: Record, notes: list[str]) -> Reading | None:
+    found = exchanges.read(record, notes)
+    return Reading("exchange", found.turns, tools=found.tools) if found else None
 
 
 def _kto(record: Record, notes: list[str]) -> Reading | None:
@@ -244,7 +260,7 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
 
 
 _DETECTORS: tuple[Callable[[Record, list[str]], Reading | None], ...] = (
-    _preference, _kto, _messages, _alpaca, _prompt_completion, _columns, _text)  # fmt: skip
+    _preference, _exchange, _kto, _messages, _alpaca, _prompt_completion, _columns, _text)  # fmt: skip
 
 
 def _unknown(record: Record) -> Unusable:
