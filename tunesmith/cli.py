@@ -71,6 +71,7 @@ def check(project: ProjectFile = HERE, set: Set = None, as_json: Json = False) -
                 "fetched": found.base.folder is not None,
                 "sources": found.sources,
                 "texts": found.texts,
+                "to_fetch": found.to_fetch,
             }
         )
     else:

@@ -71,6 +71,8 @@ def check(found: Check) -> None:
             file = f"{document['source']}:" if text["files"] > 1 else ""
             out.print(f"         {file}{document['line']}: {document['text']}", markup=False)
         _told(text)
+    for path in found.to_fetch:
+        out.print(f"not here {path}: `tunesmith run` fetches it", markup=False)
     out.print("\nnext: tunesmith run")
 
 

@@ -367,7 +367,7 @@ def test_what_is_of_a_thread_of_the_exam_is_dropped_elsewhere_with_its_place():
 
 def test_threads_are_known_across_parts_and_files(tmp_path, monkeypatch):
     """From the column in the file to the sides: many parts, many users, each user on one side."""
-    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+    monkeypatch.setattr(parts, "_BLOCK_BYTES", 2000)
     monkeypatch.setattr(parts.cut, "__defaults__", (2000,))
     for name in "ab":
         lines = [

@@ -34,7 +34,8 @@ class Source(Section):
 
     path: InputFiles
     """A file, a folder with all that is below it, or a glob such as `logs/**/*.jsonl`: JSONL, JSON, CSV, TSV or
-    Parquet, also compressed. `${NAME}` stands for an environment variable."""
+    Parquet, also compressed. `hf://ORG/NAME`, which `@REVISION`, `/FILE` and `:SPLIT` can follow, is a data set of the
+    hub. `${NAME}` stands for an environment variable."""
     fields: Fields = Fields()
     """Column names, where tunesmith does not find them by itself."""
     convert: InputFile | None = None

@@ -50,6 +50,8 @@ def project_file(data: Path, root: Path) -> str:
 
     Raises ConfigError when it names no file, DataError when no column of it can serve as question and answer.
     """
+    if not inputs.is_here(data):
+        raise ConfigError(f"{data} is not on this machine", "init fetches nothing", "write it under data.sources")
     if fault := inputs.fault(data):
         raise ConfigError(fault, "init looks at files of examples", "tunesmith init YOUR_DATA.jsonl")
     source = Source(path=data.resolve())
