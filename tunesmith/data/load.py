@@ -202,6 +202,7 @@ def _outcomes(
                     source.split,
                     found.tools,
                     found.rejected,
+                    found.time,
                     changes=found.notes,
                     thread=found.thread,
                 ),

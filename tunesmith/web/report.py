@@ -155,12 +155,14 @@ def _flow(found: Show, folders: dict[str, Path], summaries: dict[str, Record]) -
     losses = [
         *excerpts.quarantined(folders["load"] / "quarantine.jsonl", "reading"),
         *excerpts.dropped(folders["clean"] / "dropped.jsonl", "cleaning"),
+        *(excerpts.dropped(folders["judge"] / "dropped.jsonl", "judging") if "judge" in folders else []),
         *excerpts.dropped(folders["split"] / "dropped.jsonl", "splitting"),
         *excerpts.dropped(folders["format"] / "dropped.jsonl", "tokenising"),
     ]
     stages = {
         "reading": found.rows.quarantined,
         **{s["stage"]: s["dropped"] for s in summaries["clean"]["stages"]},
+        **({"judging": summaries["judge"]["dropped"]} if "judge" in summaries else {}),
         "splitting": summaries["split"]["dropped"],
         "tokenising": summaries["format"]["dropped"],
     }
