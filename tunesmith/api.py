@@ -16,7 +16,7 @@ from typing import Any
 
 from tunesmith import lifecycle as story
 from tunesmith import result
-from tunesmith.core import config, hardware, store
+from tunesmith.core import config, hardware, inputs, store
 from tunesmith.core.console import say
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.project import Project
@@ -59,6 +59,7 @@ class Check:
     base: bases.Base
     sources: list[dict[str, Any]]
     texts: list[dict[str, Any]]
+    to_fetch: list[str]
 
 
 def run(
@@ -89,6 +90,9 @@ def run(
     hardware.calm_threads()
     with only_run(output), parts.on_ray(ray) if ray else nullcontext():
         base = bases.fetch(settings.model, file.resolve().parent)
+        for path in _named(settings):
+            if not inputs.is_here(path):
+                inputs.files(path)  # fetched from the hub as the base is, for the steps to find
         last = until if until != story.STEPS[-1] else None
         steps = Steps(output, until=last, force=force, fresh=fresh, say=say, keys=story.KEYS)
         try:
@@ -134,8 +138,9 @@ def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
     return Check(
         settings,
         base,
-        [{"path": str(source.path), **load.preview(source)} for source in settings.data.sources],
-        [{"path": str(path), **texts.preview(path)} for path in documents],
+        [{"path": inputs.shown(s.path), **load.preview(s)} for s in settings.data.sources if inputs.is_here(s.path)],
+        [{"path": inputs.shown(path), **texts.preview(path)} for path in documents if inputs.is_here(path)],
+        [inputs.shown(path) for path in _named(settings) if not inputs.is_here(path)],
     )
 
 
@@ -240,6 +245,11 @@ class Chat:
 def project_file(project: Where) -> Path:
     path = Path(project)
     return path / "tunesmith.yaml" if path.is_dir() else path
+
+
+def _named(settings: Project) -> list[Path]:
+    """The paths of sources and texts."""
+    return [*(source.path for source in settings.data.sources), *(settings.pretrain.texts if settings.pretrain else [])]
 
 
 def _overrides(set: Sequence[str]) -> list[str]:

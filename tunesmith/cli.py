@@ -46,7 +46,12 @@ HERE = Path()
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="A file of examples: JSONL, JSON, CSV, TSV or Parquet.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Examples: a file (JSONL, JSON, CSV, TSV, Parquet, also compressed), a folder, or a glob in quotes."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="The project file to write.")] = Path("tunesmith.yaml"),
 ) -> None:
     """Write a commented project file by looking at a file of examples."""
@@ -66,6 +71,7 @@ def check(project: ProjectFile = HERE, set: Set = None, as_json: Json = False) -
                 "fetched": found.base.folder is not None,
                 "sources": found.sources,
                 "texts": found.texts,
+                "to_fetch": found.to_fetch,
             }
         )
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -59,21 +60,34 @@ def check(found: Check) -> None:
     out.print(f"project  {found.project.name}\nmodel    {found.base.name} ({where})", markup=False)
     for source in found.sources:
         shapes = ", ".join(f"{count} {shape}" for shape, count in source["shapes"].items())
-        out.print(
-            f"source   {source['path']}: first {source['rows_in']} records: {shapes or 'none readable'}", markup=False
-        )
-        for reason, count in source["reasons"].items():
-            out.print(f"         {count} cannot be read: {reason}", markup=False)
+        records = f"first {source['rows_in']} records: {shapes or 'none readable'}"
+        out.print(f"source   {source['path']}{_files(source)}: {records}", markup=False)
+        _told(source)
     for text in found.texts:
         count = f"{'' if text['whole_file'] else 'at least '}{text['documents']:,}"
         noun = "document" if text["documents"] == 1 else "documents"
-        out.print(f"text     {text['path']}: {count} {noun}{_FORM[text['form']]}", markup=False)
+        out.print(f"text     {text['path']}{_files(text)}: {count} {noun}{_FORM[text['form']]}", markup=False)
         for document in text["first"]:
             file = f"{document['source']}:" if text["files"] > 1 else ""
             out.print(f"         {file}{document['line']}: {document['text']}", markup=False)
-        for reason, times in text["reasons"].items():
-            out.print(f"         {times} cannot be read: {reason}", markup=False)
+        _told(text)
+    for path in found.to_fetch:
+        out.print(f"not here {path}: `tunesmith run` fetches it", markup=False)
     out.print("\nnext: tunesmith run")
+
+
+def _files(found: dict[str, Any]) -> str:
+    return f" ({found['files']:,} files)" if found["files"] > 1 else ""
+
+
+def _told(found: dict[str, Any]) -> None:
+    """What of a source or text cannot be read, and which files are passed over."""
+    for reason, count in found["reasons"].items():
+        out.print(f"         {count} cannot be read: {reason}", markup=False)
+    for why, names in found["skipped"].items():
+        out.print(
+            f"         {len(names)} skipped, {why}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}", markup=False
+        )
 
 
 def messages() -> Iterator[str]:

@@ -269,6 +269,7 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
     found = load.preview(source(path), limit=5)
     assert {k: v for k, v in found.items() if k != "examples"} == {
         "files": 1,
+        "skipped": {},
         "rows_in": 5,
         "kept": 4,
         "quarantined": 1,

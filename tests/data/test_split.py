@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from tunesmith.core import store
-from tunesmith.core.data_section import Split
+from tunesmith.core.data_section import Source, Split
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import sketches, split, traits
+from tunesmith.data import load, parts, sketches, split, traits
 from tunesmith.data.split import ALIKE, SIDES
 
 
@@ -27,7 +27,7 @@ def assign(rows: list[Row], settings: Split) -> tuple[dict[str, list[Row]], list
     """The rows of each side, in their order, and those that no side could take."""
     noted = traits.of(rows, split._placed, split._PLACED)
     prompts = sketches.sketched([traits.prompt_text(row) for row in rows], sketches.banding(ALIKE, len(rows)))
-    found = split.assign(noted, prompts, settings)
+    found = split.assign(noted, split.by_key(split.linked(rows), noted), prompts, settings)
     sides = {side: [rows[place] for place in found.of(i)] for i, side in enumerate(SIDES)}
     return sides, [Dropped(rows[place], *why) for place, why in sorted(found.gone.items())]
 
@@ -299,6 +299,90 @@ def test_children_stay_with_their_parent():
     sides, _ = assign([parent, *strangers, *children], Split(validation=0.3, test=0.3))
     holding = [side for side in SIDES if any(r.line < 10 for r in sides[side])]
     assert len(holding) == 1
+
+
+def test_all_parents_count_and_so_do_threads():
+    """Two families with a child in common, a grandchild, and a thread that has one row in each: one group."""
+    first, second = row("of apples and their kinds", line=1), row("where rivers go in winter", line=2)
+    common = row("child of two", line=3, parents=[second.id, first.id])
+    grandchild = row("child of a child", line=4, parents=["f" * 16, common.id])
+    talk = [row(f"{word} said", line=i, thread="t") for i, word in enumerate(["zebra", "ivory", "quartz"], 5)]
+    linked = row("both a child and of the thread", line=8, parents=[first.id], thread="t")
+    rows = [grandchild, *talk, linked, common, second, first]
+    strangers = [row(f"{i:b}", line=i) for i in range(100, 160)]
+    for seed in range(5):
+        random.Random(seed).shuffle(rows)
+        sides, dropped = assign([*strangers, *rows], Split(validation=0.3, test=0.3))
+        assert not dropped
+        assert sorted(len([r for r in sides[side] if r.line < 10]) for side in SIDES) == [0, 0, 8]
+    apart = [row(r.prompt[0]["content"], line=r.line) for r in rows]
+    sides, _ = assign([*strangers, *apart], Split(validation=0.3, test=0.3))
+    assert sum(any(r.line < 10 for r in sides[side]) for side in SIDES) > 1
+
+
+threaded = st.builds(
+    row,
+    st.sampled_from([f"prompt {c}" for c in "abcdefghijklmnop"]),
+    st.sampled_from("xyz"),
+    st.just(1),
+    st.sampled_from(["auto", "auto", "train", "validation", "test"]),
+    thread=st.none() | st.sampled_from("tuvw"),
+    parents=st.lists(st.sampled_from(["a" * 16, "b" * 16, "c" * 16]), max_size=2),
+)
+
+
+@given(st.lists(threaded, max_size=20), splits)
+def test_no_thread_and_no_parent_is_on_two_sides(rows, settings):
+    sides, dropped = assign(rows, settings)
+    for keys in (lambda r: [r.thread] if r.thread else [], lambda r: [r.id, *r.parents]):
+        found = [{key for r in sides[side] for key in keys(r)} for side in SIDES]
+        assert sum(map(len, found)) == len(set().union(*found))
+    assert sum(map(len, sides.values())) + len(dropped) == len(rows)
+    assert all(r.split in ("auto", side) for side in SIDES for r in sides[side])
+
+
+def test_a_thread_that_grows_stays_where_it_is():
+    for thread in "abcdefgh":
+        before = sides_of([row("first words", line=0, thread=thread)], Split(validation=0.3, test=0.3))
+        for i in range(10):
+            grown = [
+                row("first words", line=0, thread=thread),
+                row(f"{i} more, of something else", line=1, thread=thread),
+            ]
+            assert set(sides_of(grown, Split(validation=0.3, test=0.3)).values()) == set(before.values())
+
+
+def test_what_is_of_a_thread_of_the_exam_is_dropped_elsewhere_with_its_place():
+    rows = [
+        row("an early question", pin="train", line=1, thread="t"),
+        row("something else entirely", pin="train", line=2),
+        row("the exam's question", pin="test", line=3, thread="t"),
+    ]
+    sides, dropped = assign(rows, Split())
+    assert [r.line for r in sides["train"]] == [2]
+    assert [(d.row.line, d.reason, d.detail) for d in dropped] == [
+        (1, "thread or parent also in test", "of one thread or parent with test.jsonl:3")
+    ]
+
+
+def test_threads_are_known_across_parts_and_files(tmp_path, monkeypatch):
+    """From the column in the file to the sides: many parts, many users, each user on one side."""
+    monkeypatch.setattr(parts, "_BLOCK_BYTES", 2000)
+    monkeypatch.setattr(parts.cut, "__defaults__", (2000,))
+    for name in "ab":
+        lines = [
+            {"prompt": f"{random.Random(f'{name}{i}').random()}", "completion": "c", "user": i % 40} for i in range(200)
+        ]
+        store.write_jsonl(tmp_path / f"{name}.jsonl", lines)
+    sources = [Source.model_validate({"path": str(tmp_path / f"{n}.jsonl"), "fields": {"group": "user"}}) for n in "ab"]
+    load.run(sources, None, 0.0, tmp_path)
+    assert len(list(parts.cut(tmp_path / "rows.jsonl"))) > 10
+    out = tmp_path / "out"
+    out.mkdir()
+    split.run(Split(validation=0.2, test=0.3), Artifact("clean", "0", tmp_path, "done"), out)
+    users = [{r.thread for r in store.read_rows(out / f"{side}.jsonl")} for side in SIDES]
+    assert sum(map(len, users)) == len(set().union(*users)) == 40
+    assert all(users)
 
 
 def test_a_group_that_would_be_half_the_exam_trains():

@@ -25,6 +25,9 @@ class Fields(Section):
     """The column that holds a system message of the row's own."""
     messages: str | None = None
     """The column that holds a list of chat messages."""
+    group: str | None = None
+    """The column that names a conversation, thread or user: rows with one value never stand on two sides of the split,
+    also where they are of different files."""
     time: str | None = None
     """The column that says when the answer was given: a date (2026-01-31, with a time or without) or a number. What
     `contradictions: newest` goes by."""
@@ -35,7 +38,8 @@ class Source(Section):
 
     path: InputFiles
     """A file, a folder with all that is below it, or a glob such as `logs/**/*.jsonl`: JSONL, JSON, CSV, TSV or
-    Parquet, also compressed. `${NAME}` stands for an environment variable."""
+    Parquet, also compressed. `hf://ORG/NAME`, which `@REVISION`, `/FILE` and `:SPLIT` can follow, is a data set of the
+    hub. `${NAME}` stands for an environment variable."""
     fields: Fields = Fields()
     """Column names, where tunesmith does not find them by itself."""
     convert: InputFile | None = None

@@ -1,4 +1,5 @@
-"""What a path of the project file names: one file, all the files of a folder, or those that a glob matches.
+"""What a path of the project file names: one file, all the files of a folder, those that a glob matches, or a data set
+of the hub.
 
 Files come by name, which is their path below the folder, or below the part of the glob that has no wildcard; so two
 files of one name stay apart, and moving the project changes no name. Hidden files and folders are passed over, and so
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core import store
+from tunesmith.core import hub, store
 
 _LOOKED_AT = 10_000  # files among which a name is looked for that was meant
 
 
 def files(path: Path) -> dict[str, Path]:
     """The files that a path names, in the order of their names; it must name some kind of thing that exists."""
+    if hub.is_address(path):
+        return dict(hub.fetch(hub.address(path)).files)
     if is_glob(path):
         root, pattern = _fixed(path)
         names = glob.glob(pattern, root_dir=root, recursive=True)
@@ -35,22 +38,40 @@ def files(path: Path) -> dict[str, Path]:
 
 def is_glob(path: Path) -> bool:
     """Whether a path has wildcards. One that exists as it is written is no glob, whatever its name."""
-    return glob.has_magic(str(path)) and not path.exists()
+    return glob.has_magic(str(path)) and not path.exists() and not hub.is_address(path)
 
 
 def is_one_file(path: Path) -> bool:
-    return not is_glob(path) and not path.is_dir()
+    return not is_glob(path) and not path.is_dir() and not hub.is_address(path)
+
+
+def shown(path: Path) -> str:
+    """The path as one writes it."""
+    return str(hub.address(path)) if hub.is_address(path) else str(path)
+
+
+def is_here(path: Path) -> bool:
+    """Whether the files are on this machine: a data set of the hub may have to be fetched first."""
+    return not hub.is_address(path) or hub.cached(hub.address(path)) is not None
 
 
 def identity(path: Path) -> Any:
-    """The names and digests of the files, so that one that is added, taken away or changed is noticed."""
+    """The names and digests of the files, so that one that is added, taken away or changed is noticed; of a data set of
+    the hub, its commit, once it is fetched."""
+    if hub.is_address(path):
+        found = hub.cached(address := hub.address(path))
+        return {"hub": str(address), "commit": found.commit if found else None}
     if is_one_file(path):
         return {"file": path.name, "sha256": store.digest(path)}
     return {name: {"file": name, "sha256": store.digest(one)} for name, one in files(path).items()}
 
 
 def fault(path: Path) -> str | None:
-    """Why a path names no file, and what is there instead; None where it names some."""
+    """Why a path names no file, and what is there instead; None where it names some. Raises ValueError for an address
+    that can be none."""
+    if hub.is_address(path):
+        hub.address(path)
+        return None
     if is_glob(path):
         root, pattern = _fixed(path)
         if not root.is_dir():

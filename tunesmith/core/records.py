@@ -28,7 +28,8 @@ class Row:
     `id` is the content's hash, so the same conversation has the same id wherever it stands; `source` and `line` say
     where it was read (line counts from 1; in JSON arrays and Parquet files it is the row's number). `rejected` holds
     the worse answer of a preference pair, `time` when the answer was given, in seconds since 1970. `changes` lists what
-    earlier stages did to the text.
+    earlier stages did to the text. `thread` is the hash of the conversation or user that it belongs to, where its
+    source names one.
     """
 
     messages: list[Message]
@@ -41,6 +42,7 @@ class Row:
     time: float | None = None
     parents: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    thread: str | None = None
 
     @cached_property
     def id(self) -> str:

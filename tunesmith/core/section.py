@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from tunesmith.core import inputs
+from tunesmith.core import hub, inputs
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
@@ -20,6 +20,8 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
     missing = [name for name in re.findall(r"\$\{(\w+)\}", str(path)) if name not in os.environ]
     if missing:
         raise ValueError(f"the environment variable {missing[0]} is not set; this path begins there")
+    if hub.is_address(path):
+        return path
     root: Path = (info.context or {}).get("root", Path.cwd())
     return root / os.path.expandvars(os.path.expanduser(path))
 

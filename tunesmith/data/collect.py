@@ -87,7 +87,7 @@ def sentence(skipped: dict[str, list[str]]) -> str:
 
 def nothing_to_read(path: Path, skipped: dict[str, list[str]], kinds: str) -> DataError:
     return DataError(
-        f"there is no file to read in {path}",
+        f"there is no file to read in {inputs.shown(path)}",
         sentence(skipped) or "it names no file",
         f"name a file, folder or glob with {kinds} in it",
     )
@@ -100,7 +100,7 @@ def _never(name: str) -> None:
 def _names_its_kind(path: Path) -> bool:
     if inputs.is_glob(path):
         return bool(path.suffix) and not glob.has_magic(path.suffix)
-    return not path.is_dir()
+    return inputs.is_one_file(path)
 
 
 def _one(

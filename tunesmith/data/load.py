@@ -26,7 +26,7 @@ from tunesmith.data import collect, files, parts, readers, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
-VERSION = 3
+VERSION = 4
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
@@ -99,8 +99,9 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
     ledger = Ledger(str(source.path))
     columns: dict[str, None] = {}
     examples: list[Row] = []
+    skipped: list[collect.Skipped] = []
     with tempfile.TemporaryDirectory() as unpacked:
-        for record, outcome in islice(_first(source, Path(unpacked)), limit):
+        for record, outcome in islice(_first(source, Path(unpacked), skipped), limit):
             ledger.enter(outcome)
             if isinstance(record.value, dict):
                 columns.update(dict.fromkeys(repaired(str(key)) for key in record.value))
@@ -110,6 +111,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
         raise _nothing_in(source.path.name)
     return {
         "files": len(inputs.files(source.path)),
+        "skipped": collect.told(skipped),
         "rows_in": ledger.rows_in,
         "kept": ledger.kept,
         "quarantined": ledger.quarantined,
@@ -134,9 +136,10 @@ def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], di
     return pieces, collect.told(skipped)
 
 
-def _first(source: Source, unpacked: Path) -> Iterator[tuple[readers.Record, Row | Quarantined]]:
+def _first(
+    source: Source, unpacked: Path, skipped: list[collect.Skipped]
+) -> Iterator[tuple[readers.Record, Row | Quarantined]]:
     """The records of a source, file after file, each unpacked when its turn comes, and only in its beginning."""
-    skipped = []
     read = 0
     for one in collect.collected(source.path, _why_not(source), unpacked, head=True):
         if isinstance(one, collect.Skipped):
@@ -201,6 +204,7 @@ def _outcomes(
                     found.rejected,
                     found.time,
                     changes=found.notes,
+                    thread=found.thread,
                 ),
             )
 

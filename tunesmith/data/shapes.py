@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunesmith.core.data_section import Fields
-from tunesmith.core.records import Message
+from tunesmith.core.records import Message, content_id
+from tunesmith.data import exchanges
 from tunesmith.data.conversation import are_turns, canonical, message, role_of
 from tunesmith.data.values import Unusable, compact, kind, named, parse, short, storable
 
@@ -41,11 +42,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a record holds: its shape, its turns in any dialect, and the worse answer of a preference pair."""
+    """What a record holds: its shape, its turns in any dialect, the worse answer of a preference pair, and the tools
+    of a logged request."""
 
     shape: str
     turns: list[Any]
     rejected: Any = None
+    tools: Any = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Conversation:
     rejected: str | None
     notes: list[str]
     time: float | None = None
+    thread: str | None = None
 
 
 def read(record: Any, fields: Fields | None, system: str | None, notes: list[str]) -> Conversation:
@@ -75,8 +79,10 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
-    tools, time = _tools(record.get("tools"), notes), _time(record.get(fields.time)) if fields and fields.time else None
-    return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time)
+    thread = _thread(record.get(fields.group)) if fields and fields.group else None
+    tools = _tools(reading.tools or record.get("tools"), notes)
+    time = _time(record.get(fields.time)) if fields and fields.time else None
+    return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time, thread)
 
 
 def _time(value: Any) -> float | None:
@@ -92,6 +98,11 @@ def _time(value: Any) -> float | None:
         fix = f"write it as 2026-01-31, 2026-01-31T12:00 or a number; {short(value)} stands there"
         raise Unusable("time cannot be read", fix) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _thread(value: Any) -> str | None:
+    """A hash, since who wrote or asked is nobody's business. 7 in JSON and "7" in a table are the same."""
+    return None if value in (None, "") else content_id(compact(value))
 
 
 def _worse_answer(reading: Reading, notes: list[str]) -> str:
@@ -188,6 +199,11 @@ def _transcript(turns: list[Any]) -> list[Any]:
     return [{"role": role.lower(), "content": content} for role, content in zip(pieces[::2], pieces[1::2])]
 
 
+def _exchange(record: Record, notes: list[str]) -> Reading | None:
+    found = exchanges.read(record, notes)
+    return Reading("exchange", found.turns, tools=found.tools) if found else None
+
+
 def _kto(record: Record, notes: list[str]) -> Reading | None:
     label = next((key for key in ("label", "kto_tag") if _truth(record.get(key)) is not None), None)
     if label is None:
@@ -279,7 +295,7 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
 
 
 _DETECTORS: tuple[Callable[[Record, list[str]], Reading | None], ...] = (
-    _preference, _kto, _messages, _alpaca, _prompt_completion, _columns, _text)  # fmt: skip
+    _preference, _exchange, _kto, _messages, _alpaca, _prompt_completion, _columns, _text)  # fmt: skip
 
 
 def _unknown(record: Record) -> Unusable:

@@ -1,16 +1,16 @@
 """Which rows train, which choose the checkpoint, which are the exam; and the certificate that none is known to another.
 
-Rows belong together whose prompts are alike, or that have one parent: such a group is on one side, whole.
-Which side follows from the hash of a prompt in it, never from shuffling, so that it is the same in every run and in any
-order; rows that are added move no others, unless they join two groups. A side that a source pins counts more than the
-hash, and the exam counts most: what it asks is dropped from the other sides, and counted.
+Rows belong together whose prompts are alike, or that have a parent or a thread in common: such a group is on one side,
+whole. Which side follows from the hash of a prompt or thread in it, never from shuffling, so that it is the same in
+every run and in any order; rows that are added move no others, unless they join two groups. A side that a source pins
+counts more than the hash, and the exam counts most: what it asks is dropped from the other sides, and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import parts, similar, sketches, traits
 from tunesmith.data.traits import Places, Traits, prompt_text
 
-VERSION = 3
+VERSION = 4
 
 SIDES = ("train", "validation", "test")  # a later one has the stronger claim to a prompt
 ALIKE = 0.7  # Jaccard similarity of prompts, from which on they belong together
@@ -43,10 +43,13 @@ _PLACED = np.dtype(
         *traits.READ_AT,
         ("id", "u8"),
         ("prompt", "u8"),
-        ("parent", "u8"),  # the first of its parents; 0: none
+        ("thread", "u8"),  # 0: none
         ("pin", "i1"),  # the side that its source is pinned to, by its place in SIDES; -1: none
     ]
 )
+_LINK = np.dtype([("place", "i8"), ("key", "u8")])  # a row, and its own id or thread or one of its parents
+
+Links = NDArray[Any]  # structured, of the type _LINK
 
 
 @dataclass
@@ -86,9 +89,10 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
         done = parts.each("split", partial(_part, cut), pieces, work)
         folders = [one.folder for one in done]
         rows, prompts = traits.together(folders, _PLACED), sketches.read(folders, work / "shingles", cut)
-        assigned = assign(rows, prompts, split)
+        links = _links_together(folders, rows)
+        assigned = assign(rows, links, prompts, split)
         _write(pieces, assigned, out)
-        certified = _certify(rows, prompts, cut, assigned, out)
+        certified = _certify(rows, links, prompts, cut, assigned, out)
     counts = {side: len(assigned.of(i)) for i, side in enumerate(SIDES)}
     reasons = dict(Counter(reason for reason, _ in assigned.gone.values()).most_common())
     assert len(rows) == sum(counts.values()) + len(assigned.gone)
@@ -115,8 +119,8 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
     }
 
 
-def assign(rows: Traits, prompts: sketches.Sketches, split: Split) -> Assignment:
-    """Each row's side.
+def assign(rows: Traits, links: Links, prompts: sketches.Sketches, split: Split) -> Assignment:
+    """Each row's side; `links` come in the order of their keys.
 
     Where any row is pinned to test, the fraction for test is 0: the exam is that file alone. So for validation.
     """
@@ -124,13 +128,14 @@ def assign(rows: Traits, prompts: sketches.Sketches, split: Split) -> Assignment
     shares = {_TEST: split.test, _VALIDATION: split.validation}
     shares = {side: 0.0 if side in pins else share for side, share in shares.items()}
     held_out, free = np.flatnonzero(pins > _TRAIN), np.flatnonzero(pins <= _TRAIN)
-    first_N, suspected = similar.joined(prompts, ALIKE, free, _known(rows, free))
+    first_N, suspected = similar.joined(prompts, ALIKE, free, _known(links, pins <= _TRAIN))
     side_N = np.where(pins >= 0, pins, _TRAIN).astype(np.int8)
     for group in _groups(first_N, free):
         side_N[group] = _side_of(rows, group, shares)
     found = Assignment(side_N, {}, first_N, suspected)
     if len(held_out):
         _part_ways(rows, prompts, found, held_out)
+        _part_threads(rows, links, found)
     for side, limit in enumerate((split.max_train_rows, split.max_validation_rows, split.max_test_rows)):
         for place in _over(rows, found.of(side), limit):
             found.drop(place, f"over max_{SIDES[side]}_rows", f"the limit is {limit:,}")
@@ -141,19 +146,50 @@ def _part(cut: sketches.Banding, part: parts.Part, folder: Path) -> dict[str, An
     rows = [Row.from_json(orjson.loads(line)) for line in part.read()]
     traits.write(folder, traits.of(rows, _placed, _PLACED))
     sketches.write(folder, [prompt_text(row) for row in rows], cut)
+    linked(rows).tofile(folder / "links")
     return {}
 
 
 def _placed(row: Row) -> tuple[int, ...]:
-    return int(row.id, 16), int(row.group, 16), int(row.parents[0], 16) if row.parents else 0, _PINS[row.split]
+    return int(row.id, 16), int(row.group, 16), _thread(row), _PINS[row.split]
 
 
-def _known(rows: Traits, free: Places) -> sketches.Pairs:
-    """Pairs of rows that belong together whatever their prompts say: parent and child, and children of one parent."""
-    key_N = np.where(rows["parent"] > 0, rows["parent"], rows["id"])[free]
-    order = np.argsort(key_N, kind="stable")
-    same = np.flatnonzero(key_N[order[1:]] == key_N[order[:-1]])
-    return free[order[same + 1]], free[order[same]]
+def _thread(row: Row) -> int:
+    return traits.hashed({"thread": row.thread}) if row.thread else 0
+
+
+def linked(rows: Sequence[Row]) -> Links:
+    """What each of these rows belongs to besides itself: its parents, its thread."""
+    found = [(place, int(parent, 16)) for place, row in enumerate(rows) for parent in row.parents]
+    found += [(place, _thread(row)) for place, row in enumerate(rows) if row.thread]
+    return np.array(found, _LINK)
+
+
+def by_key(links: Links, rows: Traits) -> Links:
+    """These links and those of each row to itself, which its children have as a parent; in the order of their keys."""
+    own = np.zeros(len(rows), _LINK)
+    own["place"], own["key"] = np.arange(len(rows)), rows["id"]
+    both = np.concatenate([own, links])
+    ordered: Links = both[np.lexsort((both["place"], both["key"]))]
+    return ordered
+
+
+def _links_together(folders: Sequence[Path], rows: Traits) -> Links:
+    found, before = [], 0
+    for folder in folders:
+        of_part = np.fromfile(folder / "links", _LINK)
+        of_part["place"] += before
+        found.append(of_part)
+        before += traits.count(folder, _PLACED)
+    return by_key(np.concatenate([np.zeros(0, _LINK), *found]), rows)
+
+
+def _known(links: Links, free_N: NDArray[np.bool_]) -> sketches.Pairs:
+    """Pairs of rows that belong together whatever their prompts say: parent and child, children of one parent, and
+    rows of one thread."""
+    mine = links[free_N[links["place"]]]
+    same = np.flatnonzero(mine["key"][1:] == mine["key"][:-1])
+    return mine["place"][same + 1], mine["place"][same]
 
 
 def _groups(first_N: Places, free: Places) -> Iterator[Places]:
@@ -163,10 +199,12 @@ def _groups(first_N: Places, free: Places) -> Iterator[Places]:
 
 
 def _side_of(rows: Traits, group: Places, shares: dict[int, float]) -> int:
-    """By the hash of the least prompt. A group with a row that is pinned to train, or that is half a side, trains."""
+    """By the least hash of a thread, or of a prompt where a row has none: a thread stays where it is when it grows. A
+    group with a row that is pinned to train, or that is half a side, trains."""
     if (rows["pin"][group] == _TRAIN).any():
         return _TRAIN
-    position, before = _position(int(rows["prompt"][group].min())), 0.0
+    decides = np.where(rows["thread"][group] > 0, rows["thread"][group], rows["prompt"][group])
+    position, before = _position(int(decides.min())), 0.0
     for side, share in shares.items():
         before += share
         if position < before:
@@ -199,6 +237,21 @@ def _part_ways(rows: Traits, prompts: sketches.Sketches, found: Assignment, held
         found.uncompared += len(across.uncompared)
 
 
+def _part_threads(rows: Traits, links: Links, found: Assignment) -> None:
+    """Where a row belongs to what a pinned exam or validation row belongs to, that of the weaker side is dropped."""
+    for side in (_TEST, _VALIDATION):
+        others_N = (found.side_N >= 0) & (found.side_N < side)
+        if side not in rows["pin"]:
+            others_N &= rows["pin"] > _TRAIN  # free ones have no like on another side
+        theirs, of_others = links[(found.side_N == side)[links["place"]]], links[others_N[links["place"]]]
+        if not len(theirs):
+            continue
+        at = np.minimum(np.searchsorted(theirs["key"], of_others["key"]), len(theirs) - 1)
+        for i in np.flatnonzero(theirs["key"][at] == of_others["key"]):
+            detail = f"of one thread or parent with {rows.read_at(theirs['place'][at[i]])}"
+            found.drop(int(of_others["place"][i]), f"thread or parent also in {SIDES[side]}", detail)
+
+
 def _over(rows: Traits, places: Places, limit: int | None) -> list[int]:
     """All but the rows with the lowest hashes, as many as the limit allows."""
     if limit is None or len(places) <= limit:
@@ -224,7 +277,7 @@ def _write(pieces: list[parts.Part], assigned: Assignment, out: Path) -> None:
 
 
 def _certify(
-    rows: Traits, prompts: sketches.Sketches, cut: sketches.Banding, assigned: Assignment, out: Path
+    rows: Traits, links: Links, prompts: sketches.Sketches, cut: sketches.Banding, assigned: Assignment, out: Path
 ) -> dict[str, Any]:
     """What the split vouches for, in `certificate.json`: that no test or validation row is like one that trains. It is
     looked for once more, among the rows as they were assigned, and told beside what a random split would have leaked.
@@ -233,6 +286,7 @@ def _certify(
     pairs = ((train, test), (train, validation), (test, validation))
     found = [similar.across(prompts, ALIKE, these, others) for these, others in pairs]
     leaks, uncompared = sum(len(one.alike) for one in found), sum(len(one.uncompared) for one in found)
+    leaks += _on_two_sides(links, assigned)
     assert not leaks, f"{leaks} rows have their like on another side"
     assert not uncompared, f"{uncompared} rows may have their like on another side"
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(assigned.side_N != _GONE))
@@ -249,6 +303,13 @@ def _certify(
         "random_split": {"test": len(exam), "leaks": len(known.alike), "uncompared": len(known.uncompared)},
     }
     return certificate.seal(out, facts, [f"{side}.jsonl" for side in SIDES])
+
+
+def _on_two_sides(links: Links, assigned: Assignment) -> int:
+    """How many neighbours in the order of keys belong together and stand on different sides."""
+    left = links[assigned.side_N[links["place"]] != _GONE]
+    side = assigned.side_N[left["place"]]
+    return int(np.count_nonzero((left["key"][1:] == left["key"][:-1]) & (side[1:] != side[:-1])))
 
 
 def _vouched(certified: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core import inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.data import load
+from tunesmith.data import load, unpack
 
 _TEMPLATE = """\
 # Made by `tunesmith init` from {file}. `tunesmith check` looks at it again, `tunesmith run` runs it.
@@ -45,12 +46,14 @@ evaluate:
 
 
 def project_file(data: Path, root: Path) -> str:
-    """The text of a commented project file in `root` for one file of examples.
+    """The text of a commented project file in `root` for examples: a file, a folder or a glob.
 
-    Raises ConfigError when there is no such file, DataError when no column of it can serve as question and answer.
+    Raises ConfigError when it names no file, DataError when no column of it can serve as question and answer.
     """
-    if not data.is_file():
-        raise ConfigError(f"no such file: {data}", "init looks at a file of examples", "tunesmith init YOUR_DATA.jsonl")
+    if not inputs.is_here(data):
+        raise ConfigError(f"{data} is not on this machine", "init fetches nothing", "write it under data.sources")
+    if fault := inputs.fault(data):
+        raise ConfigError(fault, "init looks at files of examples", "tunesmith init YOUR_DATA.jsonl")
     source = Source(path=data.resolve())
     found = load.preview(source)
     fields = ""
@@ -65,7 +68,7 @@ def project_file(data: Path, root: Path) -> str:
     shapes = ", ".join(f"{count} {shape}" for shape, count in found["shapes"].items())
     return _TEMPLATE.format(
         file=data.name,
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "project",
+        name=_name(data.resolve()),
         seen=f"first {found['rows_in']} records: {shapes}; {found['quarantined']} cannot be read",
         path=_quoted(os.path.relpath(data.resolve(), root)),
         fields=fields,
@@ -75,6 +78,14 @@ def project_file(data: Path, root: Path) -> str:
         else "json: answers that do not parse are dropped",
         metric="field_f1" if as_json else "perplexity",
     )
+
+
+def _name(data: Path) -> str:
+    """The name of the file or folder; of a glob, the folder that it begins in."""
+    while inputs.is_glob(data):
+        data = data.parent
+    stem = data.name if data.is_dir() else Path(unpack.inner_name(data.name)).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "project"
 
 
 def _guess(source: Source, found: dict[str, Any], data: Path) -> tuple[Source, dict[str, Any]]:

@@ -115,6 +115,11 @@ def together(folders: Sequence[Path], dtype: np.dtype[Any]) -> Traits:
     return Traits(np.concatenate(rows), sources)
 
 
+def count(folder: Path, dtype: np.dtype[Any]) -> int:
+    """How many rows the part has."""
+    return (folder / "traits").stat().st_size // dtype.itemsize
+
+
 def prompt_text(row: Row) -> str:
     """The prompt without its system message, as it is compared with others."""
     return "\n".join(normalised(m["content"]) for m in row.prompt if m["role"] != "system")
