@@ -15,12 +15,15 @@ from typing import Any
 
 from tunesmith import lifecycle as story
 from tunesmith import result
-from tunesmith.core import config, hardware, store
+from tunesmith.core import config, finished, hardware, store
 from tunesmith.core.console import say
 from tunesmith.core.errors import ConfigError, ResourceError
+from tunesmith.core.finished import Finished
 from tunesmith.core.project import Project
 from tunesmith.core.step import State, Steps, Stopped, only_run
-from tunesmith.data import load, starter, texts
+from tunesmith.data import history, ledger, load, starter, texts
+from tunesmith.data.history import History
+from tunesmith.data.ledger import Ledger
 from tunesmith.evaluate import gates
 from tunesmith.models import base as bases
 from tunesmith.models import catalogue
@@ -141,6 +144,25 @@ def show(project: Where = ".") -> Show:
     return result.last_run(story.output_of(project_file(project)))
 
 
+def data(project: Where = ".") -> Ledger:
+    """What became of every record: the ledger of the data's steps that the last run finished."""
+    return ledger.read(_data_steps(output_of(project)))
+
+
+def data_why(row: str, project: Where = ".") -> list[History]:
+    """The whole history of the rows that `row` names: a content id or its beginning, or `file:line`."""
+    output = output_of(project)
+    steps = _data_steps(output)
+    evaluated = {}
+    if base := finished.made_from(output, "base", steps[-1:]):
+        evaluated["base"] = base
+    if tuned := finished.made_from(output, "tuned", steps[-1:]):
+        evaluated["tuned"] = tuned
+    if len(evaluated) == 2 and (verdict := finished.made_from(output, "verdict", list(evaluated.values()))):
+        evaluated["verdict"] = verdict
+    return history.of(steps, row, evaluated)
+
+
 def init(data: Where, to: Where = "tunesmith.yaml") -> Path:
     """Writes a commented project file for a file of examples, by looking at it. An existing file is left alone."""
     path = Path(to)
@@ -237,6 +259,23 @@ class Chat:
 def project_file(project: Where) -> Path:
     path = Path(project)
     return path / "tunesmith.yaml" if path.is_dir() else path
+
+
+def output_of(project: Where) -> Path:
+    """Where a project's runs write; it may also be named itself."""
+    return Path(project) if (Path(project) / "steps").is_dir() else story.output_of(project_file(project))
+
+
+def _data_steps(output: Path) -> list[Finished]:
+    """The steps of the data that the last run finished, in their order."""
+    last = next(finished.of(output, story.OF_DATA), None)
+    if last is None:
+        raise ResourceError(
+            f"{output} holds no finished step of the data",
+            "there is nothing to tell yet",
+            "tunesmith run --until format",
+        )
+    return finished.lineage(output, last, story.OF_DATA)
 
 
 def _overrides(set: Sequence[str]) -> list[str]:
