@@ -21,7 +21,8 @@ from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.finished import Finished
 from tunesmith.core.project import Project
 from tunesmith.core.step import State, Steps, Stopped, only_run
-from tunesmith.data import history, ledger, load, starter, texts
+from tunesmith.data import difference, history, ledger, load, starter, texts
+from tunesmith.data.difference import Difference
 from tunesmith.data.history import History
 from tunesmith.data.ledger import Ledger
 from tunesmith.evaluate import gates
@@ -163,6 +164,13 @@ def data_why(row: str, project: Where = ".") -> list[History]:
     return history.of(steps, row, evaluated)
 
 
+def data_diff(before: str = "previous", after: str = "last", project: Where = ".") -> Difference:
+    """What changed between two versions of the data. Each is the identity of a finished step of the data or its
+    beginning, another project or output folder, `last`, or `previous`: the result before the last."""
+    output = output_of(project)
+    return difference.of(_version(output, before), _version(output, after), story.KEYS)
+
+
 def init(data: Where, to: Where = "tunesmith.yaml") -> Path:
     """Writes a commented project file for a file of examples, by looking at it. An existing file is left alone."""
     path = Path(to)
@@ -276,6 +284,29 @@ def _data_steps(output: Path) -> list[Finished]:
             "tunesmith run --until format",
         )
     return finished.lineage(output, last, story.OF_DATA)
+
+
+def _version(output: Path, name: str) -> list[Finished]:
+    """The steps of a version of the data."""
+    if name == "last":
+        return _data_steps(output)
+    if name == "previous":
+        last = _data_steps(output)[-1]
+        found = [one for one in finished.of(output, [last.step]) if one.identity != last.identity][:1]
+    elif Path(name).exists():
+        return _data_steps(output_of(name))
+    else:
+        found = [one for one in finished.of(output, story.OF_DATA) if len(name) > 3 and one.identity.startswith(name)]
+    if len(found) == 1:
+        return finished.lineage(output, found[0], story.OF_DATA)
+    known = [f"{one.step} {one.identity} of {one.record['started'][:16]}" for one in finished.of(output, story.OF_DATA)]
+    several = f"{len(found)} results have an identity that begins with {name}"
+    more = f", and {len(known) - 6} more" if len(known) > 6 else ""
+    raise ConfigError(
+        several if found else f"there is no version `{name}`",
+        f"{output} has {', '.join(known[:6])}{more}",
+        "name an identity, a project folder, `last` or `previous` (the result before the last)",
+    )
 
 
 def _overrides(set: Sequence[str]) -> list[str]:

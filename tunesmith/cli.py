@@ -199,6 +199,25 @@ def data_why(
         terminal.histories(found)
 
 
+@of_data.command("diff")
+def data_diff(
+    before: Annotated[str, typer.Argument(help="An identity, a project folder, `last` or `previous`.")] = "previous",
+    after: Annotated[str, typer.Argument(help="What it is compared with.")] = "last",
+    project: ProjectFile = HERE,
+    as_json: Json = False,
+) -> None:
+    """Tell what changed between two versions of the data: settings, rows, sides, answers, reasons of drops.
+
+    A version is the identity of a finished step of the data or its beginning (`tunesmith data --json` has those of the
+    last run), another project's folder, `last`, or `previous`: the result before the last.
+    """
+    found = api.data_diff(before, after, project)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        terminal.difference(found)
+
+
 @app.command()
 def chat(
     project: ProjectFile = HERE,

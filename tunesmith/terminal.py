@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tunesmith.api import Check
 from tunesmith.core.console import out
+from tunesmith.data.difference import Difference, Said
 from tunesmith.data.history import Event, History
 from tunesmith.data.ledger import Ledger, Loss, Source
 from tunesmith.result import Figure, Pretraining, Show
@@ -133,6 +134,36 @@ def histories(found: list[History]) -> None:
         out.print()
 
 
+def difference(found: Difference) -> None:
+    """Settings, counts, and a few rows of each kind."""
+    table = _table("", "before", "after")
+    for side in found.before.rows | found.after.rows:
+        table.add_row(side, *(_count(version.rows.get(side, 0)) for version in (found.before, found.after)))
+    for reason, (old, new) in found.reasons.items():
+        table.add_row(f"left out: {_shown(reason)}", _count(old), _count(new), style="dim" if old == new else "")
+    versions = (found.before, found.after)
+    out.print(Text("\n".join(f"{v.step} {v.identity} of {v.started[:16].replace('T', ' ')}" for v in versions), "dim"))
+    out.print()
+    out.print(table, soft_wrap=False)
+    out.print()
+    grid = _grid()
+    for setting in found.settings or ["no setting differs"]:
+        grid.add_row("setting", _shown(setting))
+    grid.add_row("rows", f"{found.same:,} the same, {found.added:,} added, {found.removed:,} removed")
+    if found.answered_otherwise:
+        grid.add_row("", f"{_rows(found.answered_otherwise)} answered otherwise, to the same prompt")
+    if found.asked_otherwise:
+        told = "asked otherwise: another system message or other tools, or the same words in other writing"
+        grid.add_row("", f"{_rows(found.asked_otherwise)} {told}")
+    for here, there, count in found.moved:
+        grid.add_row("moved", f"{_rows(count)} from {here} to {there}")
+    for kind, samples in found.samples.items():
+        for sample in samples:
+            grid.add_row()
+            grid.add_row(kind.split("_")[0], _sample(sample.before, sample.after))
+    out.print(grid, soft_wrap=False)
+
+
 def messages() -> Iterator[str]:
     """Lines that a person types, or that come through a pipe."""
     while True:
@@ -223,6 +254,19 @@ def _changed(pieces: list[tuple[str, str]], version: str) -> Iterator[tuple[str,
             text = f"{end}…{begin if i < len(pieces) - 1 else ''}"
         if kind in ("same", version):
             yield _shown(text), _PIECE[kind]
+
+
+def _sample(before: Said | None, after: Said | None) -> Text:
+    """One row, and where it is another after than before, both."""
+    said = after or before
+    assert said is not None
+    sides = list(dict.fromkeys(one.side for one in (before, after) if one))
+    text = Text.assemble((f"{said.where}  {' -> '.join(sides)}\n", "dim"), _shown(said.prompt, _TEXT_CHARACTERS // 3))
+    if before and after and before.answer != after.answer:
+        return text.append(f"\nbefore: {_shown(before.answer)}", "red").append(
+            f"\nafter:  {_shown(after.answer)}", "green"
+        )
+    return text.append(f"\n{_shown(said.answer, _TEXT_CHARACTERS // 3)}", "dim")
 
 
 def _said(message: dict[str, Any]) -> str:

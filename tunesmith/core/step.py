@@ -226,23 +226,22 @@ class Steps:
     def differences(self, before: dict[str, Any]) -> list[str]:
         now = self.hashed[before["step"]]
         found = []
-        for at, old, new in _diff(before["arguments"], now["arguments"], ""):
-            argument, dot, rest = at.partition(".")
-            key = self.keys.get(f"{before['step']}.{argument}", argument) + dot + rest
-            if isinstance(new, dict) and "artifact" in new:
-                found += self._differences_of_input(key, old, new)
-            elif _is_file(old) and _is_file(new) and old["file"] == new["file"]:
-                found.append(f"{key}: {new['file']} has other contents")
-            else:
-                found.append(f"{key}: {_short(old)} -> {_short(new)}")
-        if before["version"] != now["version"]:
-            found.append(f"the step itself changed (version {before['version']} -> {now['version']})")
-        return found
+        for key, old, new in _fields(before, now, self.keys):
+            found += self._differences_of_input(key, old, new) if _is_artifact(new) else [_told(key, old, new)]
+        return found + _of_version(before, now)
 
     def _differences_of_input(self, key: str, old: Any, new: dict[str, Any]) -> list[str]:
         record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
         deeper = self.differences(store.read_json(record)["hashed"]) if record.is_file() else []
         return [d if "(via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
+
+
+def settings_changed(before: dict[str, Any], now: dict[str, Any], keys: Mapping[str, str]) -> list[str]:
+    """The settings in which two executions of a step differ, by their hashed JSON; what they read from other steps is
+    left out."""
+    fields = _fields(before, now, keys)
+    told = [_told(key, old, new) for key, old, new in fields if not _is_artifact(old) and not _is_artifact(new)]
+    return told + _of_version(before, now)
 
 
 def _identity(hashed: dict[str, Any]) -> str:
@@ -366,6 +365,28 @@ def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
             yield from _diff(a, b, f"{at}.{i}")
     elif old != new:
         yield at, old, new
+
+
+def _fields(before: dict[str, Any], now: dict[str, Any], keys: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
+    """What differs in the arguments of a step, as the project file calls it."""
+    for at, old, new in _diff(before["arguments"], now["arguments"], ""):
+        argument, dot, rest = at.partition(".")
+        yield keys.get(f"{before['step']}.{argument}", argument) + dot + rest, old, new
+
+
+def _told(key: str, old: Any, new: Any) -> str:
+    same_file = _is_file(old) and _is_file(new) and old["file"] == new["file"]
+    return f"{key}: {new['file']} has other contents" if same_file else f"{key}: {_short(old)} -> {_short(new)}"
+
+
+def _of_version(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if before["version"] == now["version"]:
+        return []
+    return [f"the step itself changed (version {before['version']} -> {now['version']})"]
+
+
+def _is_artifact(value: Any) -> bool:
+    return isinstance(value, dict) and "artifact" in value
 
 
 def _is_file(value: Any) -> bool:

@@ -35,6 +35,7 @@ _ALIKE_SHOWN = 3  # other rows of a group
 _NEAREST_AMONG = 20_000  # rows of another side: among more, the nearest one is not looked for
 _AT_ONCE = 2_000  # rows whose prompts are compared at once
 _COMPARED_WORDS = 2_000  # of one text: the time to compare grows with their square
+_GROUPS = "{}.groups.npy"  # of a side, in the split
 _WORD = re.compile(r"\s+|\w+|[^\s\w]")
 
 
@@ -212,7 +213,7 @@ def _events(track: list[_Found]) -> Iterator[Event]:
             told = ", ".join(filter(None, (now.line["reason"], now.line.get("detail", ""))))
             event.told.append(f"dropped at {now.line.get('stage', now.step.step)}: {told}")
         elif now.kind in SIDES:
-            if before is None or before.kind not in SIDES:
+            if (now.step / _GROUPS.format(now.kind)).is_file():
                 event.told += _side(now)
             if (now.step / f"{now.kind}.ends.npy").is_file():
                 ids, learnt = Tokens(now.step.folder, now.kind).row(now.index)
@@ -286,10 +287,7 @@ def _side(now: _Found) -> Iterator[str]:
 
 def _group(now: _Found) -> Iterator[Line]:
     """The other rows of its group, as the split noted them."""
-    groups = now.step / f"{now.kind}.groups.npy"
-    if not groups.is_file():
-        return
-    group_S = np.load(groups)
+    group_S = np.load(now.step / _GROUPS.format(now.kind))
     members = set(np.flatnonzero(group_S == group_S[now.index]).tolist()) - {now.index}
     if members:
         with open(row_files(now.step)[now.kind], "rb") as file:
