@@ -291,6 +291,7 @@ def small(project: Callable[..., Path], base: object) -> Path:
 
 def test_the_verbs_on_a_tokenised_project(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(small.parent)
+    monkeypatch.setenv("COLUMNS", "80")
     runner = CliRunner()
     for arguments in (["data"], ["data", "."], ["data", "ledger", "tunesmith.yaml"], ["data", "output"]):
         done = runner.invoke(app, arguments, catch_exceptions=False)

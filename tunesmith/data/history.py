@@ -118,7 +118,11 @@ def of(steps: Sequence[Finished], query: str, evaluated: Mapping[str, Finished])
         if last.kind == "test":
             history.answers = list(_answers(last.line, evaluated))
         histories.append(history)
-    _refer(steps[0], [event for history in histories for event in history.events])
+    events = [event for history in histories for event in history.events]
+    shown = referred(steps[0], {sentence for event in events for sentence in event.told})
+    for event in events:
+        others = (shown[sentence] for sentence in event.told if sentence in shown)
+        event.others += [Other(f"{line['source']}:{line['line']}", line["messages"]) for line in others]
     return histories
 
 
@@ -313,18 +317,17 @@ def _alike(line: Line, others: list[Line]) -> list[tuple[float, str]]:
     return sorted(((s, f"{other['source']}:{other['line']}") for s, other in zip(alike, others)), reverse=True)
 
 
-def _refer(first: Finished, events: Sequence[Event]) -> None:
-    """Shows the rows whose places end sentences."""
-    told = [(event, sentence) for event in events for sentence in event.told]
-    ends = {match["line"] for _, sentence in told if (match := re.search(r":(?P<line>\d+)$", sentence))}
-    if not ends:
-        return
-    numbers = re.compile(b'"line":(?:%s),' % "|".join(ends).encode())
-    for kind, _, line in _lines(first, lambda line: numbers.search(line) is not None):
-        where = f"{line['source']}:{line['line']}"
-        for event, sentence in told:
-            if sentence.endswith(f" {where}") and kind in row_files(first):
-                event.others.append(Other(where, line["messages"]))
+def referred(step: Finished, sentences: Collection[str]) -> dict[str, Line]:
+    """The rows whose places end sentences, by sentence, as a step left or dropped them."""
+    ends = {match["line"] for sentence in sentences if (match := re.search(r":(?P<line>\d+)$", sentence))}
+    found: dict[str, Line] = {}
+    if ends:
+        numbers = re.compile(b'"line":(?:%s),' % "|".join(ends).encode())
+        for kind, _, line in _lines(step, lambda line: numbers.search(line) is not None):
+            where = f" {line['source']}:{line['line']}"
+            if kind != "quarantined":
+                found.update({sentence: line for sentence in sentences if f" {sentence}".endswith(where)})
+    return found
 
 
 def _answers(line: Line, evaluated: Mapping[str, Finished]) -> Iterator[Answer]:
