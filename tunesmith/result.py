@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.core import store
 from tunesmith.core.errors import ResourceError
 from tunesmith.core.records import Outcome
-from tunesmith.lifecycle import OF_PRETRAINING, STEPS
+from tunesmith.lifecycle import OPTIONAL, STEPS
 
 
 class _Part(BaseModel):
@@ -148,7 +148,7 @@ class Show(_Part):
     plan: dict[str, Decision]
     artifacts: dict[str, str]
     """Paths of what the run wrote: report, adapter, merged, predictions, metrics, dropped and quarantined rows; with a
-    stage of pretraining, its model and what it left out."""
+    judge, its scores and what it dropped; with a stage of pretraining, its model and what it left out."""
     steps: list[StepRecord]
 
 
@@ -160,7 +160,7 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
             f"{output} holds no finished run", "`show`, `chat` and `export` work on a finished run", "tunesmith run"
         )
     identities = store.read_json(latest)["steps"]
-    steps = [name for name in STEPS if name in identities or name not in OF_PRETRAINING]
+    steps = [name for name in STEPS if name in identities or name not in OPTIONAL]
     missing = [
         name for name in steps if not (output / "steps" / name / str(identities.get(name)) / "record.json").is_file()
     ]
@@ -242,13 +242,14 @@ def _figure(gain: dict[str, Any]) -> Figure:
 def _rows(found: dict[str, dict[str, Any]]) -> RowLedger:
     load, dataset = found["load"]["summary"], found["format"]["summary"]
     reasons: dict[str, int] = {}
-    for name in ("load", "clean", "split", "format"):
+    droppers = [name for name in ("clean", "judge", "split", "format") if name in found]
+    for name in ("load", *droppers):
         for reason, count in found[name]["summary"]["reasons"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     ledger = RowLedger(
         records=load["rows_in"],
         quarantined=load["quarantined"],
-        dropped=sum(found[name]["summary"]["dropped"] for name in ("clean", "split", "format")),
+        dropped=sum(found[name]["summary"]["dropped"] for name in droppers),
         train=dataset["train"]["rows"],
         validation=dataset["validation"]["rows"],
         test=dataset["test"]["rows"],
@@ -284,6 +285,11 @@ def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]
         "dropped_in_splitting": folder(output, found["split"]) / "dropped.jsonl",
         "dropped_in_formatting": folder(output, found["format"]) / "dropped.jsonl",
     }
+    if "judge" in found:
+        paths |= {
+            "judge_scores": folder(output, found["judge"]) / "scores.jsonl",
+            "dropped_in_judging": folder(output, found["judge"]) / "dropped.jsonl",
+        }
     if "pretrain" in found:
         paths |= {
             "pretrained": folder(output, found["pretrain"]) / "model",

@@ -19,7 +19,7 @@ from tunesmith.api import Check
 from tunesmith.core.console import out
 from tunesmith.data.difference import Difference, Said
 from tunesmith.data.history import Event, History
-from tunesmith.data.ledger import Ledger, Loss, Source
+from tunesmith.data.ledger import PERSONAL, Ledger, Loss, Source
 from tunesmith.result import Figure, Pretraining, Show
 
 _FORM = {"records": ", one a record", "lines": ", one a line", "file": ""}
@@ -83,7 +83,8 @@ def check(found: Check) -> None:
         noun = "document" if text["documents"] == 1 else "documents"
         out.print(f"text     {text['path']}: {count} {noun}{_FORM[text['form']]}", markup=False)
         for document in text["first"]:
-            out.print(f"         {document['line']}: {document['text']}", markup=False)
+            file = f"{document['source']}:" if text["files"] > 1 else ""
+            out.print(f"         {file}{document['line']}: {document['text']}", markup=False)
         for reason, times in text["reasons"].items():
             out.print(f"         {times} cannot be read: {reason}", markup=False)
     out.print("\nnext: tunesmith run")
@@ -215,7 +216,7 @@ def _facts(found: Ledger) -> Iterator[tuple[str, RenderableType]]:
     for kind, rows in found.personal_data.items():
         yield "personal", f"{kind}: " + ", ".join(f"{what} in {_rows(count)}" for what, count in rows.items())
     for note, count in found.noted.items():
-        if not note.startswith(("replaced: ", "contains: ")):
+        if not note.startswith(tuple(PERSONAL)):
             yield "noted", _shown(f"{note}: {_rows(count)}")
     for label, values in found.labels.items():
         few = ", ".join(f"{_shown(value, 30)} {count:,}" for value, count in islice(values.items(), _MOST_VALUES))

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tunesmith.core import interrupt, store, unfinished
+from tunesmith.core import compared, inputs, interrupt, store, unfinished
 from tunesmith.core.errors import ResourceError, UserError
 
 State = Literal["done", "ran", "to run"]
@@ -226,22 +226,15 @@ class Steps:
     def differences(self, before: dict[str, Any]) -> list[str]:
         now = self.hashed[before["step"]]
         found = []
-        for key, old, new in _fields(before, now, self.keys):
-            found += self._differences_of_input(key, old, new) if _is_artifact(new) else [_told(key, old, new)]
-        return found + _of_version(before, now)
+        for key, old, new in compared.fields(before, now, self.keys):
+            deeper = compared.is_artifact(new)
+            found += self._differences_of_input(key, old, new) if deeper else [compared.told(key, old, new)]
+        return found + compared.of_version(before, now)
 
     def _differences_of_input(self, key: str, old: Any, new: dict[str, Any]) -> list[str]:
         record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
         deeper = self.differences(store.read_json(record)["hashed"]) if record.is_file() else []
         return [d if "(via " in d else f"{d} (via {new['artifact']})" for d in deeper] or [f"{key} changed"]
-
-
-def settings_changed(before: dict[str, Any], now: dict[str, Any], keys: Mapping[str, str]) -> list[str]:
-    """The settings in which two executions of a step differ, by their hashed JSON; what they read from other steps is
-    left out."""
-    fields = _fields(before, now, keys)
-    told = [_told(key, old, new) for key, old, new in fields if not _is_artifact(old) and not _is_artifact(new)]
-    return told + _of_version(before, now)
 
 
 def _identity(hashed: dict[str, Any]) -> str:
@@ -332,7 +325,7 @@ def _stable(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return {key: _stable(item) for key, item in value if not type(value).model_fields[key].exclude}
     if isinstance(value, Path):
-        return {"file": value.name, "sha256": store.digest(value)}
+        return inputs.identity(value)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _stable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -354,46 +347,3 @@ def _resolved(value: Any) -> Any:
 
 def _dump(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
-
-
-def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict) and "artifact" not in new and not _is_file(new):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _diff(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (a, b) in enumerate(zip(old, new)):
-            yield from _diff(a, b, f"{at}.{i}")
-    elif old != new:
-        yield at, old, new
-
-
-def _fields(before: dict[str, Any], now: dict[str, Any], keys: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
-    """What differs in the arguments of a step, as the project file calls it."""
-    for at, old, new in _diff(before["arguments"], now["arguments"], ""):
-        argument, dot, rest = at.partition(".")
-        yield keys.get(f"{before['step']}.{argument}", argument) + dot + rest, old, new
-
-
-def _told(key: str, old: Any, new: Any) -> str:
-    same_file = _is_file(old) and _is_file(new) and old["file"] == new["file"]
-    return f"{key}: {new['file']} has other contents" if same_file else f"{key}: {_short(old)} -> {_short(new)}"
-
-
-def _of_version(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    if before["version"] == now["version"]:
-        return []
-    return [f"the step itself changed (version {before['version']} -> {now['version']})"]
-
-
-def _is_artifact(value: Any) -> bool:
-    return isinstance(value, dict) and "artifact" in value
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"file", "sha256"}
-
-
-def _short(value: Any) -> str:
-    value = value["file"] if _is_file(value) else value
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

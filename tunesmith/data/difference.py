@@ -15,9 +15,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tunesmith.core import compared
 from tunesmith.core.finished import Finished
 from tunesmith.core.records import content_id
-from tunesmith.core.step import settings_changed
 from tunesmith.data.ledger import row_files
 
 Mask = NDArray[np.bool_]
@@ -167,7 +167,7 @@ def _settings(before: Sequence[Finished], after: Sequence[Finished], keys: Mappi
     old, new = ({step.step: step.record["hashed"] for step in steps} for steps in (before, after))
     for name in dict.fromkeys([*old, *new]):
         if name in old and name in new:
-            told = settings_changed(old[name], new[name], keys)
+            told = compared.settings(old[name], new[name], keys)
             yield from (f"step {name}: {line}" if line.startswith("the step") else line for line in told)
         else:
             yield f"step {name} is only in the version {'before' if name in old else 'after'}"

@@ -19,10 +19,10 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.finished import Finished
 
 SIDES = ("train", "validation", "test")
+PERSONAL = {"replaced: ": "replaced", "contains: ": "noted"}  # notes in rows, with the kind behind them
 
 _LEFT = {"dropped": "dropped.jsonl", "quarantined": "quarantine.jsonl"}
 _STAGES = {"load": "reading", "split": "splitting", "format": "tokenising"}  # steps of a single stage
-_PERSONAL = {"replaced: ": "replaced", "contains: ": "noted"}  # notes in rows, with the kind behind them
 _BLOCK_BYTES = 1 << 20
 
 Told = Callable[[float], None]  # how many bytes were read
@@ -167,7 +167,7 @@ def _ledger(
         groups=told.get("groups", {}),
         certificate=told.get("certificate", {}),
         vouched=told.get("vouched", ""),
-        warnings=told.get("warnings", []),
+        warnings=[warning for step in steps for warning in step.summary.get("warnings", [])],
         tokens={side: told[side] for side in SIDES if isinstance(told.get(side), dict)},
     )
     last, by_source = steps[-1], sum(source.records for source in sources.values())
@@ -244,7 +244,7 @@ def _agree(step: Finished, what: str, counted: int, told: int) -> None:
 def _personal_data(noted: Counter[str]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for note, rows in noted.items():
-        for beginning, what in _PERSONAL.items():
+        for beginning, what in PERSONAL.items():
             if note.startswith(beginning):
                 found.setdefault(note.removeprefix(beginning), {})[what] = rows
     return found

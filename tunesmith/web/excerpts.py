@@ -20,7 +20,7 @@ import orjson
 from tunesmith.core import store
 from tunesmith.core.finished import Finished
 from tunesmith.data import history, pii
-from tunesmith.data.ledger import left_files, row_files
+from tunesmith.data.ledger import PERSONAL, left_files, row_files
 
 CHARACTERS = 2_000  # of one text
 _SHORT_CHARACTERS = 200  # of a text that only has to be recognised, and of a token
@@ -41,7 +41,7 @@ OUTCOMES = {
 _ADDRESS = re.compile(r"""[^\s"'<>(){}\[\],;:\\]{1,64}@[^\s"'<>(){}\[\],;:\\]{1,255}""")
 _ACCOUNT = re.compile(r"\b[A-Z]{2}\d\d(?:[ -]?[A-Z0-9]){11,30}\b")
 _NUMBER = re.compile(r"(?<![\d-])(?!(?:19|20)\d\d-\d\d-\d\d)[+(]{0,2}\d(?:[ ()./-]{0,3}\d){6,}")
-_PERSONAL = ("replaced: ", "contains: ")  # notes of cleaning, with the kind behind them
+_PERSONAL = tuple(PERSONAL)
 _NOTES_PERSONAL = re.compile(rb'"(?:replaced|contains): |"reason":"personal data"').search
 _PLACE = re.compile(r" \S.*:\d+$")  # that a note may end with
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\s+|[^\s"]+|"')
@@ -136,8 +136,10 @@ def excerpt(text: str, limit: int = CHARACTERS) -> Excerpt:
 
 
 def masked(text: str, limit: int = _SHORT_CHARACTERS) -> Excerpt:
-    """An excerpt without what may be an address, an account or any other long number."""
+    """An excerpt without what is personal data, nor what may be an address, an account or any other long number."""
     seen = text[: 2 * limit + 300]  # more than is shown: what is cut in two would not be recognised
+    for _, start, end in reversed(pii.find(seen)):
+        seen = f"{seen[:start]}[masked]{seen[end:]}"
     for pattern in (_ADDRESS, _ACCOUNT, _NUMBER):
         seen = pattern.sub("[masked]", seen)
     return Excerpt(seen[:limit], len(text), len(text) > limit)
@@ -222,7 +224,7 @@ def _kinds(line: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for note in line.get("changes", []):
         if note.startswith(_PERSONAL):
             done, _, kind = note.partition(": ")
-            yield kind, "noted" if done == "contains" else done
+            yield kind, PERSONAL[f"{done}: "]
     if line.get("reason") == "personal data":
         yield from ((word, "dropped") for word in line["detail"].split(", ") if " " not in word)
 
