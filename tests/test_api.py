@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import tunesmith
 from tunesmith import lifecycle
 from tunesmith.cli import app
+from tunesmith.core import store
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.models.base import Base
 
@@ -84,6 +85,22 @@ def test_chat_refuses_another_base(small: Path, tiny: Base) -> None:
             tunesmith.Chat(small)
     finally:
         template.write_text(before)
+
+
+def test_a_row_of_the_exam_tells_how_both_models_answered_it(small: Path) -> None:
+    found = tunesmith.run(small)
+    assert isinstance(found, tunesmith.Show)
+    row = store.read_rows(Path(found.artifacts["test_rows"]))[0]
+    (told,) = tunesmith.data_why(f"data.jsonl:{row.line}", small)
+    assert (told.id, told.now) == (row.id, "test")
+    assert [answer.model for answer in told.answers] == ["base", "tuned"]
+    of_tuned = next(p for p in store.read_jsonl(Path(found.artifacts["predictions_tuned"])) if p["id"] == row.id)
+    assert told.answers[1].text == of_tuned["answer"]
+    assert "exact_match" in told.answers[0].figures
+    shown = CliRunner().invoke(app, ["data", "why", row.id, str(small)], catch_exceptions=False).stdout
+    assert "exact_match" in shown
+    tunesmith.run(small, set=["data.split.test=0.3"], until="format")
+    assert all(not history.answers for history in tunesmith.data_why(row.id, small))
 
 
 def test_check_refuses_what_run_refuses(small: Path) -> None:

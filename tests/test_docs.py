@@ -60,8 +60,8 @@ def test_the_first_steps_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "tunesmith init" in b)
     commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
-    assert [c[0] for c in commands] == ["init", "check", "run", "show", "chat"]
-    for arguments in [commands[0], commands[1], [*commands[2], "--until", "format"]]:
+    assert [c[0] for c in commands] == ["init", "check", "run", "show", "chat", "data"]
+    for arguments in [commands[0], commands[1], [*commands[2], "--until", "format"], commands[5]]:
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "output/steps/format").is_dir()

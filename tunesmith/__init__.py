@@ -3,7 +3,23 @@
 The verbs of the command line are functions here: `tunesmith.run("tunesmith.yaml")`.
 """
 
-from tunesmith.api import Chat, Check, Halted, StepStatus, check, export, init, models, run, show, status, why
+from tunesmith.api import (
+    Chat,
+    Check,
+    Halted,
+    StepStatus,
+    check,
+    data,
+    data_diff,
+    data_why,
+    export,
+    init,
+    models,
+    run,
+    show,
+    status,
+    why,
+)
 from tunesmith.core.errors import UserError
 from tunesmith.result import Show
 
@@ -15,6 +31,9 @@ __all__ = [
     "StepStatus",
     "UserError",
     "check",
+    "data",
+    "data_diff",
+    "data_why",
     "export",
     "init",
     "models",

@@ -16,12 +16,16 @@ from typing import Any
 
 from tunesmith import lifecycle as story
 from tunesmith import result
-from tunesmith.core import config, hardware, inputs, store
+from tunesmith.core import config, finished, hardware, inputs, store
 from tunesmith.core.console import say
 from tunesmith.core.errors import ConfigError, ResourceError
+from tunesmith.core.finished import Finished
 from tunesmith.core.project import Project
 from tunesmith.core.step import State, Steps, Stopped, only_run
-from tunesmith.data import load, parts, starter, texts
+from tunesmith.data import difference, history, ledger, load, parts, starter, texts
+from tunesmith.data.difference import Difference
+from tunesmith.data.history import History
+from tunesmith.data.ledger import Ledger
 from tunesmith.evaluate import gates
 from tunesmith.models import base as bases
 from tunesmith.models import catalogue
@@ -149,6 +153,32 @@ def show(project: Where = ".") -> Show:
     return result.last_run(story.output_of(project_file(project)))
 
 
+def data(project: Where = ".") -> Ledger:
+    """What became of every record: the ledger of the data's steps that the last run finished."""
+    return ledger.read(_data_steps(output_of(project)))
+
+
+def data_why(row: str, project: Where = ".") -> list[History]:
+    """The whole history of the rows that `row` names: a content id or its beginning, or `file:line`."""
+    output = output_of(project)
+    steps = _data_steps(output)
+    evaluated = {}
+    if base := finished.made_from(output, "base", steps[-1:]):
+        evaluated["base"] = base
+    if tuned := finished.made_from(output, "tuned", steps[-1:]):
+        evaluated["tuned"] = tuned
+    if len(evaluated) == 2 and (verdict := finished.made_from(output, "verdict", list(evaluated.values()))):
+        evaluated["verdict"] = verdict
+    return history.of(steps, row, evaluated)
+
+
+def data_diff(before: str = "previous", after: str = "last", project: Where = ".") -> Difference:
+    """What changed between two versions of the data. Each is the identity of a finished step of the data or its
+    beginning, another project or output folder, `last`, or `previous`: the result before the last."""
+    output = output_of(project)
+    return difference.of(_version(output, before), _version(output, after), story.KEYS)
+
+
 def init(data: Where, to: Where = "tunesmith.yaml") -> Path:
     """Writes a commented project file for a file of examples, by looking at it. An existing file is left alone."""
     path = Path(to)
@@ -250,6 +280,46 @@ def project_file(project: Where) -> Path:
 def _named(settings: Project) -> list[Path]:
     """The paths of sources and texts."""
     return [*(source.path for source in settings.data.sources), *(settings.pretrain.texts if settings.pretrain else [])]
+
+
+def output_of(project: Where) -> Path:
+    """Where a project's runs write; it may also be named itself."""
+    return Path(project) if (Path(project) / "steps").is_dir() else story.output_of(project_file(project))
+
+
+def _data_steps(output: Path) -> list[Finished]:
+    """The steps of the data that the last run finished, in their order."""
+    last = next(finished.of(output, story.OF_DATA), None)
+    if last is None:
+        raise ResourceError(
+            f"{output} holds no finished step of the data",
+            "there is nothing to tell yet",
+            "tunesmith run --until format",
+        )
+    return finished.lineage(output, last, story.OF_DATA)
+
+
+def _version(output: Path, name: str) -> list[Finished]:
+    """The steps of a version of the data."""
+    if name == "last":
+        return _data_steps(output)
+    if name == "previous":
+        last = _data_steps(output)[-1]
+        found = [one for one in finished.of(output, [last.step]) if one.identity != last.identity][:1]
+    elif Path(name).exists():
+        return _data_steps(output_of(name))
+    else:
+        found = [one for one in finished.of(output, story.OF_DATA) if len(name) > 3 and one.identity.startswith(name)]
+    if len(found) == 1:
+        return finished.lineage(output, found[0], story.OF_DATA)
+    known = [f"{one.step} {one.identity} of {one.record['started'][:16]}" for one in finished.of(output, story.OF_DATA)]
+    several = f"{len(found)} results have an identity that begins with {name}"
+    more = f", and {len(known) - 6} more" if len(known) > 6 else ""
+    raise ConfigError(
+        several if found else f"there is no version `{name}`",
+        f"{output} has {', '.join(known[:6])}{more}",
+        "name an identity, a project folder, `last` or `previous` (the result before the last)",
+    )
 
 
 def _overrides(set: Sequence[str]) -> list[str]:

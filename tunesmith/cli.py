@@ -10,11 +10,12 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from tunesmith import api, terminal
 from tunesmith.core import hardware, interrupt
@@ -42,6 +43,20 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 HERE = Path()
+
+
+class _OrLedger(TyperGroup):
+    """`tunesmith data [PROJECT]` is short for `tunesmith data ledger [PROJECT]`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = next((word for word in args if not word.startswith("-")), None)
+        if named not in self.commands and not {"--help"} & set(args):
+            args = ["ledger", *args]
+        return super().parse_args(ctx, args)
+
+
+of_data = typer.Typer(cls=_OrLedger, no_args_is_help=False)
+app.add_typer(of_data, name="data")
 
 
 @app.command()
@@ -159,6 +174,62 @@ def show(project: ProjectFile = HERE, as_json: Json = False) -> None:
         _print_json(found.model_dump(mode="json"))
     else:
         terminal.show(found, api.project_file(project))
+
+
+@of_data.callback()
+def data() -> None:
+    """Print the ledger of the data; tell a row's history; compare two versions.
+
+    `tunesmith data [PROJECT]` is short for `tunesmith data ledger [PROJECT]`."""
+
+
+@of_data.command()
+def ledger(project: ProjectFile = HERE, as_json: Json = False) -> None:
+    """Print what became of every record, stage by stage and file by file, of the steps that are done.
+
+    What is printed is counted in the files of rows; where they and the steps' records disagree, that is an error.
+    """
+    found = api.data(project)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        terminal.ledger(found)
+
+
+@of_data.command("why")
+def data_why(
+    row: Annotated[str, typer.Argument(help="FILE:LINE, or a content id or its beginning.")],
+    project: ProjectFile = HERE,
+    as_json: Json = False,
+) -> None:
+    """Tell a row's whole history: how it was read, what changed it, which row it repeats, on which side it is and why.
+
+    Example: `tunesmith data why tickets.jsonl:17`.
+    """
+    found = api.data_why(row, project)
+    if as_json:
+        _print_json([asdict(history) for history in found])
+    else:
+        terminal.histories(found)
+
+
+@of_data.command("diff")
+def data_diff(
+    before: Annotated[str, typer.Argument(help="An identity, a project folder, `last` or `previous`.")] = "previous",
+    after: Annotated[str, typer.Argument(help="What it is compared with.")] = "last",
+    project: ProjectFile = HERE,
+    as_json: Json = False,
+) -> None:
+    """Tell what changed between two versions of the data: settings, rows, sides, answers, reasons of drops.
+
+    A version is the identity of a finished step of the data or its beginning (`tunesmith data --json` has those of the
+    last run), another project's folder, `last`, or `previous`: the result before the last.
+    """
+    found = api.data_diff(before, after, project)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        terminal.difference(found)
 
 
 @app.command()

@@ -97,6 +97,7 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
     "verdict.answer": "data.clean.answer",
     "verdict.answer_schema": "data.clean.answer_schema",
 }
+OF_DATA = STEPS[: STEPS.index("format") + 1]
 OPTIONAL = {  # steps that a project has only with this section
     "judge": "data.judge",
     "texts": "pretrain",

@@ -195,8 +195,24 @@ def test_labels_are_scalars_of_few_values(clean):
 def test_words_are_counted(clean):
     rows = [row("w " * n, "x " * (2 * n), n) for n in range(1, 101)]
     summary, _, _ = clean(rows, near_duplicates=None)
-    assert summary["prompt_words"] == {"p50": 50, "p95": 95, "max": 100}
+    bins = [[4, *[5] * 18, 6], [*range(0, 100, 5), 101]]  # the last has the longest too
+    assert summary["prompt_words"] == {"p50": 50, "p95": 95, "max": 100, "histogram": bins}
+    counts, edges = summary["answer_words"].pop("histogram")
     assert summary["answer_words"] == {"p50": 100, "p95": 190, "max": 200}
+    assert (sum(counts), edges[:3], edges[-2:]) == (100, [0, 10, 20], [190, 201])
+
+
+def test_answers_are_labels_where_they_are_few(clean):
+    rows = [row(f"q{i}", f"team {i % 40}", i) for i in range(200)]
+    assert clean(rows, near_duplicates=None)[0]["labels"] == {"answer": {f"team {i}": 5 for i in range(40)}}
+    assert clean(rows[:199], near_duplicates=None)[0]["labels"] == {}  # 40 of them, and less than 5 rows for each
+    assert clean(rows[:30], near_duplicates=None)[0]["labels"]["answer"]["team 7"] == 1
+
+
+def test_a_field_of_too_many_values_is_no_label_when_its_rows_are_dropped(clean):
+    rows = [row("same", json.dumps({"n": i, "kind": "ab"[i % 2]}), i) for i in range(400)]
+    rows += [row(f"q{i}", json.dumps({"n": i, "kind": "a"}), i) for i in range(400, 800)]
+    assert clean(rows, answer="json", contradictions="drop")[0]["labels"] == {"kind": {"a": 400}}
 
 
 def test_a_schema_without_json_answers_is_refused(clean, tmp_path):

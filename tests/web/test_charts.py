@@ -55,6 +55,14 @@ def test_the_parts_of_a_stack_fill_it_in_their_order(counts: list[int]) -> None:
     assert end == pytest.approx(100 if sum(counts) else 0, abs=0.1)
 
 
+def test_the_last_bin_of_a_histogram_may_hold_all_that_are_longer() -> None:
+    chart = drawn(charts.histogram([1, 4, 2], [0, 10, 20, 900], {"median": 12}, "words", whole=True))
+    rects = list(chart.iter("rect"))
+    assert [percent(r, "width") for r in rects] == [33.33, 33.33, 33.33]
+    assert [rect[0].text for rect in rects] == ["0 to 9 words: 1", "10 to 19 words: 4", "20 to 899 words: 2"]
+    assert "20 or more words" in [text.text for text in chart.iter("text")]
+
+
 def test_a_histogram_has_its_highest_bar_as_high_as_it_is() -> None:
     rects = list(drawn(charts.histogram([1, 4, 0], [10, 20, 30, 40], {"median": 25})).iter("rect"))
     assert [percent(r, "height") for r in rects] == [25, 100, 0]

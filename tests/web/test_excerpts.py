@@ -32,6 +32,17 @@ def test_what_is_no_one_s_stays(text: str) -> None:
     assert excerpts.masked(text) == excerpts.Excerpt(text, len(text), False)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("ann.other@mail.example.org", "a***@m***.org"), ("4111 1111 1111 1111", "**** **** **** **11"),
+        ("Ann Other", "A***"), ("12-34", "1***"), ("sk-AbCd1234efGh", "**-**********Gh"),
+    ],
+)  # fmt: skip
+def test_a_mask_keeps_what_a_kind_is_known_by(value: str, shown: str) -> None:
+    assert excerpts.mask(value) == shown
+
+
 @given(st.integers(0, 200))
 def test_a_number_at_the_cut_is_masked_too(start: int) -> None:
     shown = excerpts.masked("x " * (start // 2) + "call +44 20 7946 0958 or ann@mail.example now" + " y" * 200)

@@ -275,22 +275,67 @@ def test_a_failed_gate_is_named(finish: Any) -> None:
 
 
 def test_ten_thousand_rows_stay_below_a_megabyte(finish: Any) -> None:
-    found = finish(base=lambda row: row.answer, tuned=lambda row: "x" * 5_000)
+    lost = [line(f"{i} {'y' * 2_000}", "z" * 2_000) for i in range(2_000)]
+    repeats = [line("lamp", {"a": 1})] * 2_000
+    broken = [f'{{"prompt": {i} {"w" * 500}' for i in range(1_000)]
+    found = finish(
+        train=[*lost, *repeats, *broken], base=lambda row: row.answer, tuned=lambda row: "x" * 5_000,
+        clean=Clean.model_validate({"answer": "json", "near_duplicates": None, "personal_data": "drop"}),
+    )  # fmt: skip
     folders = {step.step: Path(step.folder) for step in found.steps}
-    for name in ("verdict/scores", "base/predictions", "tuned/predictions", "format/test", "train/metrics"):
+    for name in ("verdict/scores", "base/predictions", "tuned/predictions", "train/metrics"):
         step, file = name.split("/")
         rows = list(store.read_jsonl(folders[step] / f"{file}.jsonl"))
         copies = ({**rows[i % len(rows)], "step": i} if step == "train" else {**rows[i % len(rows)], "id": str(i)}
                   for i in range(10_000))  # fmt: skip
         store.write_jsonl(folders[step] / f"{file}.jsonl", copies)
-    lost = {"messages": [{"role": "user", "content": "y" * 5_000}], "source": "a.jsonl", "line": 1, "changes": []}
-    lost = {**lost, "messages": lost["messages"] * 2, "detail": "z" * 5_000, "stage": "exact duplicates"}
-    store.write_jsonl(
-        folders["clean"] / "dropped.jsonl", ({**lost, "reason": f"reason {i % 20}"} for i in range(10_000))
-    )
     page = written(found)
     assert len(page.source.encode()) < 1_000_000
     assert "The first 10 of 10,000." in page.sections["answers"]
+    assert "duplicate: 1,999" in page.sections["data"]
+
+
+def test_a_dropped_row_stands_beside_the_one_that_it_repeats(finish: Any) -> None:
+    good = line("What does the blue lamp cost?", {"a": 1})
+    data = written(finish(train=[good, line("another", {"a": 2}), good])).sections["data"]
+    assert "same as train.jsonl:1" in data
+    assert data.count("What does the blue lamp cost?") == 2
+
+
+def test_a_row_with_personal_data_is_not_shown_beside_another(finish: Any) -> None:
+    """Two rows contradict each other, and only the answer of one of them holds an address."""
+    said = [line("who is it?", {"a": "ann"}), line("who is it?", {"a": PERSONAL[0]}), line("bell", {"a": 1})]
+    data = written(finish(train=said)).sections["data"]
+    assert "contradicts: 2" in data
+    assert "contradicts train.jsonl:2" in data
+    assert "Not shown: it holds personal data." in data
+    assert PERSONAL[0] not in data
+
+
+@pytest.mark.parametrize(("mode", "became"), [("replace", "replaced"), ("drop", "dropped"), ("report", "noted")])
+def test_the_kinds_of_personal_data_are_told_with_masks(finish: Any, mode: str, became: str) -> None:
+    held = [line(f"lamp {i}: reach me at {value}", {"lamp": i}) for i, value in enumerate(PERSONAL)]
+    clean = Clean.model_validate({"answer": "json", "near_duplicates": None, "personal_data": mode})
+    page = written(finish(train=[*held, line("bell", {"a": 1})], clean=clean))
+    found = {row[0]: row[1:] for row in page.table("kind")[1:]}
+    assert found["email"] == ["1", became, "a***@m***.example"]
+    assert found["phone"] == ["1", became, "+** ** **** **58"]
+    assert found["iban"] == ["1", became, "**** **** **** **** **** 00"]
+
+
+def test_the_certificate_stands_beside_a_random_split(finish: Any) -> None:
+    known = [line(f"bell number {i} is broken", {"a": i}) for i in range(3)]
+    found = finish(train=[*known, line("lamp", {"a": 1})])
+    data = " ".join(written(found).sections["data"].split())
+    assert "Certified: no exam prompt is like one that trains (3 of 8 were" in data
+    assert "this split0 of 8" in data.replace("split 0", "split0")
+    assert "the files as they came3 of 8" in data.replace("came 3", "came3")
+
+
+def test_lengths_and_files_are_told(finish: Any) -> None:
+    page = written(finish(train=[line("one two three", {"a": 1}), line("word " * 60, {"a": 2})]))
+    assert "Words of a prompt, less its system message; the longest has 60." in " ".join(page.sections["data"].split())
+    assert ["train.jsonl", "2", "0", "0", "2", "0", "0"] in page.table("file")
 
 
 def test_nothing_else_is_left_beside_the_report(finish: Any) -> None:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tunesmith.core import inputs, interrupt, store, unfinished
+from tunesmith.core import compared, inputs, interrupt, store, unfinished
 from tunesmith.core.errors import ResourceError, UserError
 
 State = Literal["done", "ran", "to run"]
@@ -226,22 +226,10 @@ class Steps:
     def differences(self, before: dict[str, Any]) -> list[str]:
         now = self.hashed[before["step"]]
         found = []
-        for at, old, new in _diff(before["arguments"], now["arguments"], ""):
-            argument, dot, rest = at.partition(".")
-            key = self.keys.get(f"{before['step']}.{argument}", argument) + dot + rest
-            if isinstance(new, dict) and "artifact" in new:
-                found += self._differences_of_input(key, old, new)
-            elif _is_file(old) and _is_file(new) and old["file"] == new["file"]:
-                found.append(f"{key}: {new['file']} has other contents")
-            elif _is_file(new) and old is None:
-                found.append(f"{key}: {new['file']} is new")
-            elif _is_file(old) and new is None:
-                found.append(f"{key}: {old['file']} is gone")
-            else:
-                found.append(f"{key}: {_short(old)} -> {_short(new)}")
-        if before["version"] != now["version"]:
-            found.append(f"the step itself changed (version {before['version']} -> {now['version']})")
-        return found
+        for key, old, new in compared.fields(before, now, self.keys):
+            deeper = compared.is_artifact(new)
+            found += self._differences_of_input(key, old, new) if deeper else [compared.told(key, old, new)]
+        return found + compared.of_version(before, now)
 
     def _differences_of_input(self, key: str, old: Any, new: dict[str, Any]) -> list[str]:
         record = self.output / "steps" / new["artifact"] / str((old or {}).get("identity")) / "record.json"
@@ -359,29 +347,3 @@ def _resolved(value: Any) -> Any:
 
 def _dump(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
-
-
-def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
-    if (
-        isinstance(old, dict)
-        and isinstance(new, dict)
-        and "artifact" not in new
-        and not (_is_file(old) or _is_file(new))
-    ):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _diff(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (a, b) in enumerate(zip(old, new)):
-            yield from _diff(a, b, f"{at}.{i}")
-    elif old != new:
-        yield at, old, new
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"file", "sha256"}
-
-
-def _short(value: Any) -> str:
-    value = value["file"] if _is_file(value) else value
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -43,13 +43,16 @@ from tunesmith.data import (
 from tunesmith.data.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
-VERSION = 3
+VERSION = 4
 
 Stage = Callable[[Iterable[Row]], Iterator[Kept | Dropped]]
 Judgement = Callable[[Traits, Places], Iterable[Ruling | Finding]]
 Rulings = dict[int, list[tuple[str, Ruling]]]  # by the row's place: the stage, and what it says
 
-_MAX_LABELS = 30  # a field with more distinct values is no label
+_MAX_LABELS = 30  # a field with more distinct values is no label,
+_MORE_LABELS, _ROWS_OF_EACH = 100, 5  # unless each of them has so many rows
+_LABEL_CHARACTERS = 60
+_BINS = 20  # of a histogram, up to the 95th percentile
 _MANY_LABELS = 300  # nor will one with more of them in a single part become one when rows are dropped
 
 
@@ -154,16 +157,15 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         left = _write(done, rows, rulings, out, found)
     if found.reasons[contradictions.WAITS]:
         review.write(out)
-    summary = _summary(rows_in, rows, left, found)
-    reasons = summary["reasons"]
-    assert rows_in == len(left) + sum(reasons.values()), f"{rows_in} rows in, {len(left)} kept, dropped: {reasons}"
+    lost = found.reasons.total()
+    assert rows_in == len(left) + lost, f"{rows_in} rows in, {len(left)} kept, dropped: {found.reasons}"
     if not len(left):
         raise DataError(
             "no row is left after cleaning",
-            _why_none(rows_in, reasons),
+            _why_none(rows_in, found.reasons),
             "read output/failed/clean/dropped.jsonl, then mend the data or loosen `data.clean`",
         )
-    return summary
+    return _summary(rows_in, rows, left, found)
 
 
 def _cut(clean: Clean, rows: int) -> sketches.Banding | None:
@@ -183,6 +185,7 @@ class _Found:
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+    many: set[str] = field(default_factory=set)  # fields that have too many values in some part
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what judgements say of many rows together
     warnings: list[str] = field(default_factory=list)
 
@@ -193,6 +196,7 @@ class _Found:
         for one in done:
             found.reasons.update(one.found["reasons"])
             found.changes.update(one.found["changes"])
+            found.many.update(one.found["many"])
             for label, values in one.found["labels"].items():
                 found.labels.setdefault(label, Counter()).update(values)
         for entries in zip(*(one.found["stages"] for one in done)):
@@ -209,13 +213,18 @@ class _Found:
         for row in rows:
             for note in row.changes:
                 self.changes[_kind(note)] += sign
-            for label, value in _labels(row) if self.json else ():
+            for label, value in _labels(row) if self.json else [("answer", _beginning(row.answer))]:
                 self.labels.setdefault(label, Counter())[value] += sign
 
     def few_labels(self) -> dict[str, dict[str, int]]:
-        """How often each value stands in the fields of JSON answers, commonest first, for fields of a few values."""
-        counted = {name: {value: n for value, n in values.most_common() if n} for name, values in self.labels.items()}
-        return {name: values for name, values in counted.items() if 0 < len(values) <= _MAX_LABELS}
+        """How often each value stands in the fields of JSON answers, or among answers, commonest first, where there are
+        a few values."""
+        counted = {
+            name: {value: n for value, n in values.most_common() if n}
+            for name, values in self.labels.items()
+            if name not in self.many
+        }
+        return {name: values for name, values in counted.items() if values and _are_few(values)}
 
 
 def _part(
@@ -248,8 +257,9 @@ def _part(
         for questions in asked:
             benchmarks.shared(questions, prompts).tofile(folder / "shared")
     found.count(rows)
-    few = {label: values for label, values in found.labels.items() if len(values) <= _MANY_LABELS}
-    return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}
+    many = [label for label, values in found.labels.items() if len(values) > _MANY_LABELS]
+    few = {label: values for label, values in found.labels.items() if label not in many}
+    return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few, "many": many}
 
 
 def _rows_at(folders: list[Path], places: Places) -> Iterator[Row]:
@@ -347,8 +357,17 @@ def _summary(rows_in: int, rows: Traits, left: Places, found: _Found) -> dict[st
     }
 
 
-def _why_none(rows_in: int, reasons: dict[str, int]) -> str:
-    top = ", ".join(f"{reason} ({n:,})" for reason, n in list(reasons.items())[:3])
+def _beginning(answer: str) -> str:
+    return answer if len(answer) <= _LABEL_CHARACTERS else answer[:_LABEL_CHARACTERS] + "…"
+
+
+def _are_few(values: dict[str, int]) -> bool:
+    few, each = len(values) <= _MAX_LABELS, sum(values.values()) / len(values)
+    return few or (len(values) <= _MORE_LABELS and each >= _ROWS_OF_EACH)
+
+
+def _why_none(rows_in: int, reasons: Counter[str]) -> str:
+    top = ", ".join(f"{reason} ({n:,})" for reason, n in reasons.most_common(3))
     return f"all {rows_in:,} rows were dropped: {top}" if rows_in else "there was none to begin with"
 
 
@@ -357,10 +376,13 @@ def _kind(note: str) -> str:
     return re.sub(r" \S.*:\d+$", "", note)
 
 
-def _lengths(words_N: Places) -> dict[str, int]:
-    """Median, 95th percentile and maximum of the number of words."""
-    if not len(words_N):
-        return {"p50": 0, "p95": 0, "max": 0}
+def _lengths(words_N: Places) -> dict[str, Any]:
+    """Median, 95th percentile and maximum of the number of words; and how many rows have how many. The last bin of that
+    histogram begins where few are longer, and ends with the longest."""
     ordered = np.sort(words_N)
-    median, high = (int(ordered[math.ceil(share * len(ordered)) - 1]) for share in (0.5, 0.95))
-    return {"p50": median, "p95": high, "max": int(ordered[-1])}
+    median, high, most = (int(ordered[math.ceil(share * len(ordered)) - 1]) for share in (0.5, 0.95, 1))
+    width = math.ceil((high + 1) / _BINS)
+    edges = [*range(0, high + width, width)]
+    edges = [*edges, most + 1] if most >= edges[-1] else edges
+    counts = np.histogram(ordered, edges)[0].tolist()
+    return {"p50": median, "p95": high, "max": most, "histogram": [counts, edges]}

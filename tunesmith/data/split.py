@@ -72,8 +72,8 @@ class Assignment:
 
 
 def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
-    """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl`, `dropped.jsonl` (each row with its reason) and
-    `certificate.json`.
+    """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl`, `dropped.jsonl` (each row with its reason),
+    `certificate.json`, and for each side `SIDE.groups.npy`: a number for each row that its whole group has.
 
     Raises ConfigError for fractions that leave nothing to train on, DataError when no row is left to train on.
     """
@@ -93,6 +93,8 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
         assigned = assign(rows, links, prompts, split)
         _write(pieces, assigned, out)
         certified = _certify(rows, links, prompts, cut, assigned, out)
+    for i, side in enumerate(SIDES):
+        np.save(out / f"{side}.groups.npy", assigned.group_N[assigned.of(i)])
     counts = {side: len(assigned.of(i)) for i, side in enumerate(SIDES)}
     reasons = dict(Counter(reason for reason, _ in assigned.gone.values()).most_common())
     assert len(rows) == sum(counts.values()) + len(assigned.gone)

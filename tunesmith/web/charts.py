@@ -51,21 +51,38 @@ def stack(parts: Mapping[str, int]) -> Markup:
     return _svg("stack", ", ".join(f"{count:,} {name}" for name, count in parts.items()), *drawn)
 
 
-def histogram(counts: Sequence[int], edges: Sequence[float], marks: Mapping[str, float]) -> Markup:
-    """Rows by length in tokens: a bar for each bin, from `edges[i]` to `edges[i + 1]`, and a line at each mark."""
-    low, high, most = edges[0], edges[-1], max(1, *counts)
+def histogram(
+    counts: Sequence[int],
+    edges: Sequence[float],
+    marks: Mapping[str, float],
+    unit: str = "tokens",
+    whole: bool = False,
+) -> Markup:
+    """Rows by length: a bar for each bin, from `edges[i]` to `edges[i + 1]`, and a line at each mark. A last bin that
+    is wider than the first holds all that are longer; it is drawn as wide as the others. In bins of `whole` numbers,
+    the last number of each is one less than where the next begins."""
+    less = 1 if whole else 0
+    low, longest, most = edges[0], edges[-1], max(1, *counts)
+    rest = len(edges) > 2 and edges[-1] - edges[-2] > 1.01 * (edges[1] - edges[0])
+    drawn = [*edges[:-1], edges[-2] + edges[1] - edges[0]] if rest else edges
+    high = drawn[-1]
 
     def x(value: float) -> float:
-        return 100 * (value - low) / ((high - low) or 1)
+        return min(100, 100 * (value - low) / ((high - low) or 1))
 
     bars = [
-        _rect("tuned", x(a), 100 - 100 * n / most, x(b) - x(a), 100 * n / most, f"{a:.0f} to {b:.0f} tokens: {n:,}")
-        for n, a, b in zip(counts, edges, edges[1:])
+        _rect(
+            "tuned", x(p), 100 - 100 * n / most, x(q) - x(p), 100 * n / most, f"{a:.0f} to {b - less:.0f} {unit}: {n:,}"
+        )
+        for n, a, b, p, q in zip(counts, edges, edges[1:], drawn, drawn[1:])
     ]
     lines = [_line("mark", x(value), -12 * i, x(value), 100) for i, value in enumerate(marks.values())]
     names = [_beside(x(value), -6 - 12 * i, f"{name} {value:,.0f}") for i, (name, value) in enumerate(marks.items())]
-    ends = [_below(0, f"{low:,.0f}", "start"), _below(100, f"{high:,.0f} tokens", "end")]
-    return _svg("plot short", f"rows by length, {low:,.0f} to {high:,.0f} tokens", *bars, *lines, *names, *ends)
+    end = f"{edges[-2]:,.0f} or more {unit}" if rest else f"{longest - less:,.0f} {unit}"
+    ends = [_below(0, f"{low:,.0f}", "start"), _below(100, end, "end")]
+    return _svg(
+        "plot short", f"rows by length, {low:,.0f} to {longest - less:,.0f} {unit}", *bars, *lines, *names, *ends
+    )
 
 
 def loss(steps: Sequence[Point], evaluations: Sequence[Point], best_step: int) -> Markup:

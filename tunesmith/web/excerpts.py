@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from tunesmith.core import store
+from tunesmith.core.finished import Finished
+from tunesmith.data import history, pii
+from tunesmith.data.ledger import PERSONAL, left_files, row_files
 
 CHARACTERS = 2_000  # of one text
 _SHORT_CHARACTERS = 200  # of a text that only has to be recognised, and of a token
@@ -35,6 +41,9 @@ OUTCOMES = {
 _ADDRESS = re.compile(r"""[^\s"'<>(){}\[\],;:\\]{1,64}@[^\s"'<>(){}\[\],;:\\]{1,255}""")
 _ACCOUNT = re.compile(r"\b[A-Z]{2}\d\d(?:[ -]?[A-Z0-9]){11,30}\b")
 _NUMBER = re.compile(r"(?<![\d-])(?!(?:19|20)\d\d-\d\d-\d\d)[+(]{0,2}\d(?:[ ()./-]{0,3}\d){6,}")
+_PERSONAL = tuple(PERSONAL)
+_NOTES_PERSONAL = re.compile(rb'"(?:replaced|contains): |"reason":"personal data"').search
+_PLACE = re.compile(r" \S.*:\d+$")  # that a note may end with
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\s+|[^\s"]+|"')
 
 
@@ -55,11 +64,21 @@ class Sample:
     detail: str
     prompt: Excerpt | None
     answer: Excerpt | None = None
+    other: Sample | None = None  # that it repeats or contradicts
+
+
+@dataclass(frozen=True)
+class Personal:
+    """A kind of personal data: in how many rows it was replaced, noted or dropped, and what some of it looks like."""
+
+    kind: str
+    rows: dict[str, int]
+    masks: list[str]
 
 
 @dataclass
 class Loss:
-    """The rows that left at one stage for one reason, and the first few of them."""
+    """The rows that left at one stage for one reason, or that were kept with a note, and the first few of them."""
 
     stage: str
     reason: str
@@ -117,8 +136,10 @@ def excerpt(text: str, limit: int = CHARACTERS) -> Excerpt:
 
 
 def masked(text: str, limit: int = _SHORT_CHARACTERS) -> Excerpt:
-    """An excerpt without what may be an address, an account or any other long number."""
+    """An excerpt without what is personal data, nor what may be an address, an account or any other long number."""
     seen = text[: 2 * limit + 300]  # more than is shown: what is cut in two would not be recognised
+    for _, start, end in reversed(pii.find(seen)):
+        seen = f"{seen[:start]}[masked]{seen[end:]}"
     for pattern in (_ADDRESS, _ACCOUNT, _NUMBER):
         seen = pattern.sub("[masked]", seen)
     return Excerpt(seen[:limit], len(text), len(text) > limit)
@@ -126,7 +147,7 @@ def masked(text: str, limit: int = _SHORT_CHARACTERS) -> Excerpt:
 
 def is_personal(row: dict[str, Any]) -> bool:
     """Whether personal data was found in a row, as cleaning notes it."""
-    noted = any(note.startswith(("contains: ", "replaced: ")) for note in row["changes"])
+    noted = any(note.startswith(_PERSONAL) for note in row["changes"])
     return noted or row.get("reason") == "personal data"
 
 
@@ -141,16 +162,77 @@ def quarantined(file: Path, stage: str) -> list[Loss]:
 
 def dropped(file: Path, stage: str) -> list[Loss]:
     """The dropped rows by reason; `stage` is the name of theirs where they do not say it."""
-    return _losses(
-        store.read_jsonl(file),
-        stage,
-        lambda row: Sample(
-            _where(row),
-            masked(_detail(row)).text,
-            None if is_personal(row) else masked(_question(row["messages"][:-1])),
-            None if is_personal(row) else masked(str(row["messages"][-1]["content"])),
-        ),
-    )
+    return _losses(store.read_jsonl(file), stage, lambda row: _sample(row, _detail(row)))
+
+
+def noted(step: Finished, counts: dict[str, int]) -> list[Loss]:
+    """The first rows with each of these notes, as a step left them; notes of personal data are told by `personal`."""
+    found = {note: Loss(step.step, note, count) for note, count in counts.items() if not note.startswith(_PERSONAL)}
+    for line in _promising(row_files(step).values(), lambda line: b'"changes":[]' not in line):
+        for note in line["changes"]:
+            loss = found.get(_PLACE.sub("", note))
+            if loss and len(loss.samples) < _SAMPLES:
+                loss.samples.append(_sample(line, note))
+    return list(found.values())
+
+
+def with_others(losses: Sequence[Loss], steps: Sequence[Finished]) -> None:
+    """Puts beside each sample the row that it repeats or contradicts, as it was read. No text of one in which any step
+    found personal data."""
+    details = {sample.detail for loss in losses for sample in loss.samples if sample.prompt}
+    found = [history.referred(step, details) for step in steps]
+    for loss in losses:
+        for i, sample in enumerate(loss.samples):
+            others = [of_step[sample.detail] for of_step in found if sample.detail in of_step]
+            if others and sample.prompt:
+                other = _sample(others[0], "", hidden=any(map(is_personal, others)))
+                loss.samples[i] = replace(sample, other=other)
+
+
+def personal(steps: Sequence[Finished]) -> list[Personal]:
+    """What was found, by kind. Only masks of it leave this function."""
+    counts: dict[str, Counter[str]] = {}
+    places: dict[str, list[str]] = {}
+    for line in _promising([path for step in steps[1:2] for path in (*row_files(step).values(),
+                            *left_files(step).values())], _NOTES_PERSONAL):  # fmt: skip
+        for kind, what in _kinds(line):
+            counts.setdefault(kind, Counter())[what] += 1
+            if len(places.setdefault(kind, [])) < _SAMPLES:
+                places[kind].append(_where(line))
+    raw = history.referred(steps[0], {place for some in places.values() for place in some})
+    masks: dict[str, dict[str, None]] = {kind: {} for kind in counts}
+    for kind, some in places.items():
+        for text in (str(m["content"]) for place in some if place in raw for m in raw[place]["messages"]):
+            masks[kind].update({mask(text[a:b]): None for its, a, b in pii.find(text) if its == kind})
+    kinds = sorted(counts, key=lambda kind: -counts[kind].total())
+    return [Personal(kind, dict(counts[kind]), list(masks[kind])[:_SAMPLES]) for kind in kinds]
+
+
+def mask(value: str) -> str:
+    """What a piece of personal data looks like, without saying it: an address keeps two letters and its ending, a
+    number its last two digits, a name its first letter."""
+    name, at, domain = value.partition("@")
+    if at:
+        return f"{name[:1]}***@{domain[:1]}***.{domain.rpartition('.')[2]}"
+    if len(value) > 6 and any(c.isdigit() for c in value):
+        return re.sub(r"\w", "*", value[:-2]) + value[-2:]
+    return f"{value[:1]}***"
+
+
+def _kinds(line: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The kinds of personal data that cleaning found in a row, and what became of them."""
+    for note in line.get("changes", []):
+        if note.startswith(_PERSONAL):
+            done, _, kind = note.partition(": ")
+            yield kind, PERSONAL[f"{done}: "]
+    if line.get("reason") == "personal data":
+        yield from ((word, "dropped") for word in line["detail"].split(", ") if " " not in word)
+
+
+def _promising(paths: Iterable[Path], promising: Callable[[bytes], object]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with open(path, "rb") as file:
+            yield from (orjson.loads(line) for line in file if promising(line))
 
 
 def _detail(row: dict[str, Any]) -> str:
@@ -202,6 +284,13 @@ def _losses(records: Iterable[dict[str, Any]], stage: str, sample: Callable[[dic
         if len(loss.samples) < _SAMPLES:
             loss.samples.append(sample(record))
     return sorted(found.values(), key=lambda loss: -loss.count)
+
+
+def _sample(row: dict[str, Any], detail: str, hidden: bool = False) -> Sample:
+    told = _where(row), masked(detail).text
+    if hidden or is_personal(row):
+        return Sample(*told, None)
+    return Sample(*told, masked(_question(row["messages"][:-1])), masked(str(row["messages"][-1]["content"])))
 
 
 def _where(row: dict[str, Any]) -> str:

@@ -15,6 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunesmith.core import store
+from tunesmith.core.finished import Finished
+from tunesmith.data import ledger
+from tunesmith.data.ledger import Ledger, left_files
+from tunesmith.lifecycle import OF_DATA
 from tunesmith.result import Figure, Show
 from tunesmith.web import charts, excerpts
 
@@ -33,6 +37,8 @@ SECTIONS = {
 }  # templates/section_*.html
 
 _FIELDS = 40  # rows of the field table
+_FILES = 12  # rows of the table of files
+_VALUES = 30  # of a label
 _LABEL_CHARACTERS = 60  # of the name of a field or of its value
 
 
@@ -49,6 +55,8 @@ def render(output: Path, found: Show) -> str:
     records = {name: store.read_json(folder / "record.json") for name, folder in folders.items()}
     summaries: dict[str, Record] = {name: record["summary"] for name, record in records.items()}
     data = folders["format"]
+    steps = [Finished(folders[name], records[name]) for name in OF_DATA if name in records]
+    counted = ledger.read(steps)
     return (
         environment()
         .get_template("report.html")
@@ -66,8 +74,12 @@ def render(output: Path, found: Show) -> str:
                 folders["tuned"] / "predictions.jsonl",
                 data / "test.jsonl",
             ),
-            flow=_flow(found, folders, summaries),
-            labels=_labels(summaries["clean"]["labels"]),
+            counted=counted,
+            flow=_flow(counted, steps),
+            noted=_noted(counted, steps),
+            sources=_sources(counted),
+            personal=excerpts.personal(steps),
+            labels=_labels(counted.labels),
             token_rows=excerpts.token_rows(
                 data / "samples.json", data / "train.jsonl", summaries["format"]["proof"]["end_tokens"]
             ),
@@ -150,38 +162,64 @@ def _fields(tables: dict[str, dict[str, Record]]) -> Record:
     return {"rows": rows, "more": len(names) - len(rows)}
 
 
-def _flow(found: Show, folders: dict[str, Path], summaries: dict[str, Record]) -> list[Record]:
-    """Stage by stage: how many rows left, why, and how many remain, in the end for train, validation and test."""
-    losses = [
-        *excerpts.quarantined(folders["load"] / "quarantine.jsonl", "reading"),
-        *excerpts.dropped(folders["clean"] / "dropped.jsonl", "cleaning"),
-        *(excerpts.dropped(folders["judge"] / "dropped.jsonl", "judging") if "judge" in folders else []),
-        *excerpts.dropped(folders["split"] / "dropped.jsonl", "splitting"),
-        *excerpts.dropped(folders["format"] / "dropped.jsonl", "tokenising"),
+def _flow(counted: Ledger, steps: list[Finished]) -> list[Record]:
+    """Stage by stage: how many rows left, or were made, and how many remain, with samples of those that left."""
+    losses = []
+    for step in steps:
+        first = next(stage.stage for stage in counted.stages if stage.step == step.step)
+        paths = left_files(step)
+        losses += excerpts.quarantined(paths["quarantined"], first) if "quarantined" in paths else []
+        losses += excerpts.dropped(paths["dropped"], first) if "dropped" in paths else []
+    excerpts.with_others(losses, steps)
+    return [
+        {
+            "stage": stage.stage,
+            "made": stage.made,
+            "gone": stage.dropped + stage.quarantined,
+            "left": stage.kept,
+            "losses": [loss for loss in losses if loss.stage == stage.stage],
+        }
+        for stage in counted.stages
     ]
-    stages = {
-        "reading": found.rows.quarantined,
-        **{s["stage"]: s["dropped"] for s in summaries["clean"]["stages"]},
-        **({"judging": summaries["judge"]["dropped"]} if "judge" in summaries else {}),
-        "splitting": summaries["split"]["dropped"],
-        "tokenising": summaries["format"]["dropped"],
-    }
-    flow, left = [], found.rows.records
-    for stage, gone in stages.items():
-        left -= gone
-        reasons = [loss for loss in losses if loss.stage == stage]
-        flow.append({"stage": stage, "gone": gone, "left": left, "losses": reasons})
-    assert left == found.rows.train + found.rows.validation + found.rows.test
-    return flow
+
+
+def _noted(counted: Ledger, steps: list[Finished]) -> list[excerpts.Loss]:
+    """What was done to rows that were kept, or seen in them, with samples."""
+    notes = excerpts.noted(steps[-1], counted.noted)
+    excerpts.with_others(notes, steps)
+    return notes
+
+
+def _sources(counted: Ledger) -> list[Record]:
+    """Where each file's records are; of many files, the largest, and the others in one line."""
+    most = len(counted.sources) if len(counted.sources) <= _FILES else _FILES - 1
+    lines = [(source.path[:_LABEL_CHARACTERS], [source]) for source in counted.sources[:most]]
+    if rest := counted.sources[most:]:
+        lines.append((f"{len(rest):,} more files", rest))
+    return [
+        {
+            "path": name,
+            "records": sum(source.records + source.made for source in group),
+            "quarantined": sum(source.quarantined for source in group),
+            "dropped": sum(source.dropped for source in group),
+            "kept": [sum(source.kept.get(side, 0) for source in group) for side in counted.rows],
+        }
+        for name, group in lines
+    ]
 
 
 def _labels(labels: dict[str, dict[str, int]]) -> list[Record]:
-    """For each field of the answers, how often it has each of its values."""
+    """For each field of the answers, how often it has each of its values; of many, the commonest."""
     return [
         {
             "field": field[:_LABEL_CHARACTERS],
             "most": max(values.values()),
-            "bars": [(excerpts.masked(value, _LABEL_CHARACTERS).text, count) for value, count in values.items()],
+            "bars": [
+                (excerpts.masked(value, _LABEL_CHARACTERS).text, count)
+                for value, count in list(values.items())[:_VALUES]
+            ],
+            "more": len(values) - _VALUES,
+            "rarest": min(values.values()),
         }
         for field, values in labels.items()
     ]
