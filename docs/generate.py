@@ -105,6 +105,7 @@ def _section(schema: dict[str, Any], section: dict[str, Any], at: str) -> Iterat
 
 def _inner(schema: dict[str, Any], field: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """The section that a field holds, if it holds one, and whether it is a list of them."""
+    field = next((option for option in field.get("anyOf", []) if "$ref" in option), field)
     many = field.get("type") == "array"
     reference = (field["items"] if many else field).get("$ref")
     return (schema["$defs"][reference.rsplit("/", 1)[1]] if reference else None), many
@@ -120,6 +121,8 @@ def _type(schema: dict[str, Any], field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    if "additionalProperties" in field:
+        return f"{_type(schema, field['additionalProperties'])} by name"
     limits = " ".join(f"{sign} {field[name]}" for name, sign in bounds.items() if name in field)
     name = "path" if field.get("format") == "path" else field.get("type", "any")
     return f"{name} {limits}".strip()

@@ -21,6 +21,7 @@ STEPS = {
     "load": "data.load",
     "clean": "data.pipeline",
     "split": "data.split",
+    "grow": "data.grow",
     "format": "data.format",
     "texts": "data.texts",
     "plan, pretrain-plan": "plan.planner",

@@ -256,7 +256,8 @@ def _require_step(settings: Project, *names: str | None) -> None:
     known = story.steps_of(settings)
     for name in names:
         if name is not None and name not in known:
-            none = f"there is no step `{name}`" + (" without a `pretrain` section" if name in story.STEPS else "")
+            section = story.OPTIONAL.get(name)
+            none = f"there is no step `{name}`" + (f" without a `{section}` section" if section else "")
             raise ConfigError(none, f"the steps are {', '.join(known)}", "name one of them")
 
 

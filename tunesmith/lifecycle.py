@@ -12,7 +12,7 @@ from pathlib import Path
 from tunesmith.core.errors import settings_named
 from tunesmith.core.project import Pretrain, Project
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import format, load, pipeline, split, texts
+from tunesmith.data import format, grow, load, pipeline, split, texts
 from tunesmith.evaluate import gates, predict
 from tunesmith.export import export
 from tunesmith.models.base import Base
@@ -28,6 +28,7 @@ class Lifecycle:
     raw: Artifact
     clean: Artifact
     splits: Artifact
+    grown: Artifact
     dataset: Artifact
     plan: Artifact
     start: Base | Artifact
@@ -47,7 +48,8 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     raw      = step("load", load.run, data.sources, data.system, data.max_quarantined)  # any format in, rows out
     clean    = step("clean", pipeline.run, data.clean, raw)  # repair, personal data, duplicates; before the split
     splits   = step("split", split.run, data.split, clean)   # one prompt, one side; test is frozen here
-    dataset  = step("format", format.run, data.format, base, splits)  # template, loss mask, ledger, stop proof
+    grown    = step("grow", grow.run, data.grow, data.clean, data.max_quarantined, splits) if data.grow else splits
+    dataset  = step("format", format.run, data.format, base, grown)   # template, loss mask, ledger, stop proof
     plan     = step("plan", planner.run, p.train, base, dataset)      # every value is a Decision(value, reason)
     start    = pretrained(p.pretrain, data.max_quarantined, base, step) if p.pretrain else base  # raw text, if any
     tuned    = step("train", training.run, plan, start, dataset)      # packed rows, the method, the best checkpoint
@@ -55,7 +57,7 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     after    = step("tuned", predict.run, scoring.generation, start, tuned, dataset)
     verdict  = step("verdict", gates.run, scoring.gates, *answers, before, after)  # PASS, FAIL or NOT ENOUGH DATA
     exported = step("export", export.run, p.export, p.name, start, tuned, plan, dataset, verdict)
-    return Lifecycle(raw, clean, splits, dataset, plan, start, tuned, before, after, verdict, exported)
+    return Lifecycle(raw, clean, splits, grown, dataset, plan, start, tuned, before, after, verdict, exported)
 
 
 def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> Artifact:
@@ -68,7 +70,7 @@ def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> 
 
 
 STEPS = (
-    "load", "clean", "split", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base", "tuned",
+    "load", "clean", "split", "grow", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base", "tuned",
     "verdict", "export",
 )  # fmt: skip
 KEYS = {  # settings that are a step's arguments, as the project file names them
@@ -77,6 +79,9 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
     "load.max_quarantined": "data.max_quarantined",
     "clean.clean": "data.clean",
     "split.split": "data.split",
+    "grow.grow": "data.grow",
+    "grow.clean": "data.clean",
+    "grow.max_quarantined": "data.max_quarantined",
     "format.format": "data.format",
     "texts.texts": "pretrain.texts",
     "texts.block_tokens": "pretrain.block_tokens",
@@ -89,11 +94,13 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
     "verdict.answer_schema": "data.clean.answer_schema",
 }
 OF_PRETRAINING = ("texts", "pretrain-plan", "pretrain")
+OPTIONAL = {"grow": "data.grow", **dict.fromkeys(OF_PRETRAINING, "pretrain")}  # steps, and the sections that add them
 
 
 def steps_of(p: Project) -> tuple[str, ...]:
     """The names of a project's steps, in the order in which they run."""
-    return tuple(name for name in STEPS if p.pretrain or name not in OF_PRETRAINING)
+    there = {"data.grow": p.data.grow, "pretrain": p.pretrain}
+    return tuple(name for name in STEPS if name not in OPTIONAL or there[OPTIONAL[name]])
 
 
 def output_of(project_file: Path) -> Path:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.core import store
 from tunesmith.core.errors import ResourceError
 from tunesmith.core.records import Outcome
-from tunesmith.lifecycle import OF_PRETRAINING, STEPS
+from tunesmith.lifecycle import OPTIONAL, STEPS
 
 
 class _Part(BaseModel):
@@ -50,9 +50,11 @@ class Metrics(_Part):
 
 
 class RowLedger(_Part):
-    """Where every record went: `records = quarantined + dropped + train + validation + test`."""
+    """Where every record went: `records + made = quarantined + dropped + train + validation + test`."""
 
     records: int
+    made: int
+    """Rows that `data.grow` made beside those that were read, whether they were kept or dropped again."""
     quarantined: int
     dropped: int
     train: int
@@ -160,7 +162,7 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
             f"{output} holds no finished run", "`show`, `chat` and `export` work on a finished run", "tunesmith run"
         )
     identities = store.read_json(latest)["steps"]
-    steps = [name for name in STEPS if name in identities or name not in OF_PRETRAINING]
+    steps = [name for name in STEPS if name in identities or name not in OPTIONAL]
     missing = [
         name for name in steps if not (output / "steps" / name / str(identities.get(name)) / "record.json").is_file()
     ]
@@ -242,19 +244,22 @@ def _figure(gain: dict[str, Any]) -> Figure:
 def _rows(found: dict[str, dict[str, Any]]) -> RowLedger:
     load, dataset = found["load"]["summary"], found["format"]["summary"]
     reasons: dict[str, int] = {}
-    for name in ("load", "clean", "split", "format"):
+    stages = [name for name in ("clean", "split", "grow", "format") if name in found]
+    for name in ("load", *stages):
         for reason, count in found[name]["summary"]["reasons"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     ledger = RowLedger(
         records=load["rows_in"],
         quarantined=load["quarantined"],
-        dropped=sum(found[name]["summary"]["dropped"] for name in ("clean", "split", "format")),
+        made=found["grow"]["summary"]["made"] if "grow" in found else 0,
+        dropped=sum(found[name]["summary"]["dropped"] for name in stages),
         train=dataset["train"]["rows"],
         validation=dataset["validation"]["rows"],
         test=dataset["test"]["rows"],
         reasons=reasons,
     )
-    assert ledger.records == ledger.quarantined + ledger.dropped + ledger.train + ledger.validation + ledger.test
+    sides = ledger.train + ledger.validation + ledger.test
+    assert ledger.records + ledger.made == ledger.quarantined + ledger.dropped + sides
     return ledger
 
 
@@ -284,6 +289,8 @@ def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]
         "dropped_in_splitting": folder(output, found["split"]) / "dropped.jsonl",
         "dropped_in_formatting": folder(output, found["format"]) / "dropped.jsonl",
     }
+    if "grow" in found:
+        paths["dropped_in_growing"] = folder(output, found["grow"]) / "dropped.jsonl"
     if "pretrain" in found:
         paths |= {
             "pretrained": folder(output, found["pretrain"]) / "model",

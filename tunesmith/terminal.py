@@ -34,8 +34,9 @@ def show(found: Show, project: Path) -> None:
     out.print(f"\n[bold {_COLOUR[found.verdict]}]{found.verdict}[/]")
     for gate in found.gates:
         out.print(f"  {escape(gate.sentence)}")
+    made = f" + {rows.made:,} made" if rows.made else ""
     out.print(
-        f"\nrows     {rows.records:,} records = {rows.train:,} train + {rows.validation:,} validation "
+        f"\nrows     {rows.records:,} records{made} = {rows.train:,} train + {rows.validation:,} validation "
         f"+ {rows.test:,} test + {rows.dropped:,} dropped + {rows.quarantined:,} quarantined"
     )
     out.print(f"tokens   {tokens.train:,} in the training rows, {tokens.learnt_train:,} of them learnt")

@@ -99,6 +99,91 @@ def _rows_are_left(split: Split) -> Split:
     return split
 
 
+def _balances(balance: Balance) -> Balance:
+    if balance.cap is None and not balance.weights:
+        raise ValueError("it says what to balance by and not how: write `cap` or `weights` beside it")
+    if balance.field and balance.by != "label":
+        raise ValueError(f"`field` names a label, and rows are balanced by {balance.by}: write `by: label`")
+    return balance
+
+
+class Balance(Section):
+    """Less of what there is too much of, more of what there is too little of, among the training rows alone."""
+
+    by: Literal["label", "length", "topic"] = "label"
+    """What rows are told apart by. `label`: the answer, or a field of it. `length`: the number of words of prompt and
+    answer, in `groups` bins that hold equally many rows; `1` is the shortest. `topic`: the letters of the prompt, in
+    `groups` clusters; `1` is the largest, and the summary tells the words of each."""
+    field: Annotated[str, Field(min_length=1)] | None = None
+    """With `by: label`: the field of a JSON answer whose value is the label. Left out: the whole answer."""
+    groups: Annotated[int, Field(ge=2, le=100)] = 8
+    """With `by: length` or `by: topic`: how many bins or clusters."""
+    cap: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many rows of one value: those with the lowest hash."""
+    weights: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
+    """A factor for each value that needs one. Below 1: that share of its rows is kept; above 1: rows are repeated, and
+    the repeats are counted. The cap holds after the weights."""
+
+
+class Mix(Section):
+    """General rows among those of the task, against forgetting: what the base could do before, it goes on seeing."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    """The files of general examples, read and cleaned as `data.sources` are; whether their answers are JSON is not
+    asked, and `data.system` is not put before them. A row that is like one of the exam is dropped."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training rows, after mixing, that are general: as many as that takes, those with the lowest hash."""
+    answers: Literal["as_written", "base"] = "as_written"
+    """`as_written`: the answers of the files. `base`: the project's own base model answers the files' prompts, and is
+    tuned on what it says already."""
+
+
+class Noise(Section):
+    """Training rows as people type them: the last message of the prompt gets faults, the answer stays."""
+
+    per_row: Annotated[int, Field(gt=0, le=20)] = 1
+    """How many noisy copies of each training row."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the words that get a fault; at least one does."""
+    faults: Annotated[list[Literal["typos", "case", "punctuation", "whitespace"]], Field(min_length=1)] = [
+        "typos",
+        "case",
+        "punctuation",
+        "whitespace",
+    ]
+    """Which. `typos`: two letters swapped, or one lost, doubled or replaced by its neighbour on the keyboard; `case`:
+    a word in capitals or small letters; `punctuation`: marks lost; `whitespace`: blanks lost or doubled."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Make at most so many; left out: as many as there are."""
+
+
+class Synthesise(Section):
+    """New training rows. Each has parents, from which it was made, and is held to the rules of cleaning; what is like a
+    row of the exam is dropped."""
+
+    noise: Noise | None = None
+    """Copies of training rows with typing faults. Needs no model."""
+    max_per_parent: Annotated[int, Field(gt=0)] = 10
+    """Keep at most so many new rows of one training row, or of one passage."""
+    stop_at_repeats: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """No more of a kind is tried when such a share of the rows of a round repeats others."""
+    max_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Synthetic rows are at most this share of the training rows before general ones are mixed in. Left out: no limit,
+    as is right where all rows come from documents."""
+
+
+class Grow(Section):
+    """The training side alone, after the split: balanced, grown and mixed. Validation and test stay as they are, and a
+    new certificate says that nothing that was added is like them."""
+
+    balance: Annotated[Balance, AfterValidator(_balances)] | None = None
+    """Caps and weights by label, length or topic."""
+    synthesise: Synthesise | None = None
+    """New rows from documents and from training rows."""
+    mix: Mix | None = None
+    """General rows against forgetting."""
+
+
 class Data(Section):
     """From files to clean, split, tokenised rows."""
 
@@ -112,5 +197,7 @@ class Data(Section):
     """What is repaired or dropped before the split."""
     split: Annotated[Split, AfterValidator(_rows_are_left)] = Split()
     """Which rows train and which test."""
+    grow: Grow | None = None
+    """What is done to the training rows after the split, if anything."""
     format: Format = Format()
     """How rows become tokens."""

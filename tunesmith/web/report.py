@@ -32,6 +32,7 @@ SECTIONS = {
     "run": "The run",
 }  # templates/section_*.html
 
+_GROWN = {"balancing": "balance", "growing": "synthesise", "mixing": "mix"}  # stages, and their part of the summary
 _FIELDS = 40  # rows of the field table
 _LABEL_CHARACTERS = 60  # of the name of a field or of its value
 
@@ -152,23 +153,29 @@ def _fields(tables: dict[str, dict[str, Record]]) -> Record:
 
 def _flow(found: Show, folders: dict[str, Path], summaries: dict[str, Record]) -> list[Record]:
     """Stage by stage: how many rows left, why, and how many remain, in the end for train, validation and test."""
+    grown = list(_GROWN) if "grow" in folders else []
     losses = [
         *excerpts.quarantined(folders["load"] / "quarantine.jsonl", "reading"),
         *excerpts.dropped(folders["clean"] / "dropped.jsonl", "cleaning"),
         *excerpts.dropped(folders["split"] / "dropped.jsonl", "splitting"),
+        *(excerpts.dropped(folders["grow"] / "dropped.jsonl", "growing") if grown else []),
         *excerpts.dropped(folders["format"] / "dropped.jsonl", "tokenising"),
     ]
     stages = {
         "reading": found.rows.quarantined,
         **{s["stage"]: s["dropped"] for s in summaries["clean"]["stages"]},
         "splitting": summaries["split"]["dropped"],
+        **{stage: sum(loss.count for loss in losses if loss.stage == stage) for stage in grown},
         "tokenising": summaries["format"]["dropped"],
+    }
+    made = {
+        stage: summaries["grow"][part]["made"] for stage, part in _GROWN.items() if grown and summaries["grow"][part]
     }
     flow, left = [], found.rows.records
     for stage, gone in stages.items():
-        left -= gone
+        left += made.get(stage, 0) - gone
         reasons = [loss for loss in losses if loss.stage == stage]
-        flow.append({"stage": stage, "gone": gone, "left": left, "losses": reasons})
+        flow.append({"stage": stage, "made": made.get(stage, 0), "gone": gone, "left": left, "losses": reasons})
     assert left == found.rows.train + found.rows.validation + found.rows.test
     return flow
 

@@ -1,0 +1,116 @@
+"""The training side alone, after the split: balanced, grown by new rows, mixed with general ones.
+
+Validation and test pass through untouched. What is added comes from outside the split, so the rows of all sides are
+held against one another once more, and a new certificate says that training still knows nothing of the exam.
+
+Nothing is lost: the rows that came, and all that was made beside them, are in the end kept or dropped with a reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.core import certificate
+from tunesmith.core.data_section import Clean, Grow
+from tunesmith.core.errors import DataError
+from tunesmith.core.step import Artifact
+from tunesmith.data import balance, known, mix, parts, similar, synthesise
+from tunesmith.data.drops import Drops
+from tunesmith.data.seeds import Seeds
+from tunesmith.data.split import ALIKE, SIDES
+
+VERSION = 1
+
+_HELD_OUT = SIDES[1:]
+
+
+def run(grow: Grow, clean: Clean, max_quarantined: float, splits: Artifact, out: Path) -> dict[str, Any]:
+    """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl`, `dropped.jsonl` (each row with its reason) and
+    `certificate.json`, as the split does.
+
+    Raises DataError where no training row is left, and what reading and cleaning general rows raise.
+    """
+    certified = certificate.require(splits.folder)
+    for side in _HELD_OUT:
+        shutil.copyfile(splits / f"{side}.jsonl", out / f"{side}.jsonl")
+    # With the hashes of the split, what it certified is found again as it was.
+    cut = similar.banding(ALIKE, splits.summary["rows_in"])
+    told: dict[str, Any] = {"balance": None, "synthesise": None, "mix": None}
+    with parts.workplace(None, out) as work, Drops(out / "dropped.jsonl") as drops:
+        exam = known.exam({side: out / f"{side}.jsonl" for side in _HELD_OUT}, cut, work)
+        whole = [splits / "train.jsonl"]
+        if grow.balance:
+            told["balance"] = balance.run(grow.balance, whole[0], work / "balanced.jsonl", work, drops)
+            whole = [work / "balanced.jsonl"]
+        own = told["balance"]["kept"] if told["balance"] else splits.summary["train"]
+        if grow.synthesise:
+            new, seeds = work / "new.jsonl", Seeds(whole[0], cut, work)
+            told["synthesise"] = synthesise.run(grow.synthesise, clean, seeds, exam, new, drops)
+            whole.append(new)
+            own += told["synthesise"]["kept"]
+        if grow.mix:
+            told["mix"] = mix.run(grow.mix, clean, max_quarantined, own, exam, out, drops)
+            whole.append(work / "mixed.jsonl")
+            own += told["mix"]["mixed"]
+        _concatenate(whole, out / "train.jsonl")
+        facts = _certify(certified, exam, out)
+        reasons, dropped = drops.reasons, drops.counts.total()
+    made = sum(its["made"] for its in told.values() if its)
+    assert splits.summary["train"] + made == own + dropped, f"{made:,} made, {own:,} kept, {dropped:,} dropped"
+    if not own:
+        raise DataError(
+            "no training row is left after growing",
+            ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "there was none to begin with",
+            "read output/failed/grow/dropped.jsonl, then loosen `data.grow`",
+        )
+    counts = {"train": own, **{side: splits.summary[side] for side in _HELD_OUT}}
+    vouched = f"Certified anew: of the {own:,} training rows, none is like one of the exam or of validation."
+    warnings = told["mix"]["warnings"] if told["mix"] else []
+    return {
+        "headline": _headline(told, own, dropped) + "".join(f"; {w.rstrip('.')}" for w in warnings),
+        "rows_in": splits.summary["train"],
+        "made": made,
+        **counts,
+        "dropped": dropped,
+        "reasons": reasons,
+        **told,
+        "certificate": facts,
+        "vouched": vouched,
+        "warnings": warnings,
+    }
+
+
+def _certify(certified: dict[str, Any], exam: known.Exam, out: Path) -> dict[str, Any]:
+    """The split's certificate for the grown sides, after the rows of both have been held against one another again."""
+    train = known.note_file(out / "train.jsonl", exam.work / "grown", exam.cut)
+    noted = known.together([train, *exam.folders], exam.work / "shingles", exam.cut)
+    held_out = np.concatenate([noted.of(1 + i) for i in range(len(exam.sides))])
+    leaks = len(similar.across(noted.prompts, ALIKE, noted.of(0), held_out))
+    assert not leaks, f"{leaks} rows of the exam or of validation have their like among the grown training rows"
+    facts = {fact: value for fact, value in certified.items() if fact != "files"}
+    grown = {"training_rows": len(noted.of(0)), "held_out_rows": len(held_out), "leaks": leaks}
+    return certificate.seal(out, {**facts, "leaks": leaks, "grown": grown}, [f"{side}.jsonl" for side in SIDES])
+
+
+def _concatenate(files: Sequence[Path], whole: Path) -> None:
+    with open(whole, "wb") as file:
+        for path in files:
+            with open(path, "rb") as piece:
+                shutil.copyfileobj(piece, file)
+
+
+def _headline(told: dict[str, Any], train: int, dropped: int) -> str:
+    said = []
+    if found := told["balance"]:
+        said.append(f"{found['repeats']:,} repeats and {found['dropped']:,} drops to balance {found['by']}s")
+    if found := told["synthesise"]:
+        kinds = ", ".join(f"{its['kept']:,} {kind}" for kind, its in found["kinds"].items())
+        said.append(f"new rows: {kinds or 'none'}")
+    if found := told["mix"]:
+        said.append(f"{found['mixed']:,} general rows ({found['share']:.1%})")
+    return f"{train:,} train, {dropped:,} dropped" + "".join(f"; {one}" for one in said)
