@@ -104,10 +104,10 @@ def _section(schema: dict[str, Any], section: dict[str, Any], at: str) -> Iterat
 
 
 def _inner(schema: dict[str, Any], field: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-    """The section that a field holds, if it holds one, and whether it is a list of them."""
-    field = next((option for option in field.get("anyOf", []) if "$ref" in option), field)
+    """The section that a field holds, if it holds one, also where it may be left out, and whether it is a list."""
     many = field.get("type") == "array"
-    reference = (field["items"] if many else field).get("$ref")
+    options = [field["items"]] if many else field.get("anyOf", [field])
+    reference = next((option["$ref"] for option in options if "$ref" in option), None)
     return (schema["$defs"][reference.rsplit("/", 1)[1]] if reference else None), many
 
 

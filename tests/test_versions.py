@@ -20,6 +20,7 @@ RECORD = Path(__file__).with_name("versions.json")
 STEPS = {
     "load": "data.load",
     "clean": "data.pipeline",
+    "judge": "data.judge",
     "split": "data.split",
     "grow": "data.grow",
     "format": "data.format",

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.core.data_section import Data, Judge
 from tunesmith.core.errors import settings_named
 from tunesmith.core.project import Pretrain, Project
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import format, grow, load, pipeline, split, texts
+from tunesmith.data import format, grow, judge, load, pipeline, split, texts
 from tunesmith.evaluate import gates, predict
 from tunesmith.export import export
 from tunesmith.models.base import Base
@@ -27,6 +28,7 @@ class Lifecycle:
 
     raw: Artifact
     clean: Artifact
+    judged: Artifact
     splits: Artifact
     grown: Artifact
     dataset: Artifact
@@ -47,8 +49,9 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     combine.check(p, base)
     raw      = step("load", load.run, data.sources, data.system, data.max_quarantined)  # any format in, rows out
     clean    = step("clean", pipeline.run, data.clean, raw)  # repair, personal data, duplicates; before the split
-    splits   = step("split", split.run, data.split, clean)   # one prompt, one side; test is frozen here
-    grown    = step("grow", grow.run, data.grow, data.clean, data.max_quarantined, splits) if data.grow else splits
+    judged   = scored(data.judge, base, clean, step) if data.judge else clean  # rows below a score go, if any is set
+    splits   = step("split", split.run, data.split, judged)  # one prompt, one side; test is frozen here
+    grown    = enlarged(data, base, splits, step) if data.grow else splits    # the training side alone, if at all
     dataset  = step("format", format.run, data.format, base, grown)   # template, loss mask, ledger, stop proof
     plan     = step("plan", planner.run, p.train, base, dataset)      # every value is a Decision(value, reason)
     start    = pretrained(p.pretrain, data.max_quarantined, base, step) if p.pretrain else base  # raw text, if any
@@ -57,7 +60,19 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     after    = step("tuned", predict.run, scoring.generation, start, tuned, dataset)
     verdict  = step("verdict", gates.run, scoring.gates, *answers, before, after)  # PASS, FAIL or NOT ENOUGH DATA
     exported = step("export", export.run, p.export, p.name, start, tuned, plan, dataset, verdict)
-    return Lifecycle(raw, clean, splits, grown, dataset, plan, start, tuned, before, after, verdict, exported)
+    return Lifecycle(raw, clean, judged, splits, grown, dataset, plan, start, tuned, before, after, verdict, exported)
+
+
+def scored(j: Judge, base: Base, clean: Artifact, step: Steps) -> Artifact:
+    """The stage that asks a model about every row. The base is one of its inputs only where it is that model."""
+    return step("judge", judge.run, j, None if j.endpoint.url else base, clean)
+
+
+def enlarged(data: Data, base: Base, splits: Artifact, step: Steps) -> Artifact:
+    """The stage that balances, grows and mixes. The base is one of its inputs only where it is asked for rows."""
+    assert data.grow is not None
+    asked = base if data.grow.asks_base else None
+    return step("grow", grow.run, data.grow, data.clean, data.system, data.max_quarantined, asked, splits)
 
 
 def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> Artifact:
@@ -70,17 +85,19 @@ def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> 
 
 
 STEPS = (
-    "load", "clean", "split", "grow", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base", "tuned",
-    "verdict", "export",
+    "load", "clean", "judge", "split", "grow", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base",
+    "tuned", "verdict", "export",
 )  # fmt: skip
 KEYS = {  # settings that are a step's arguments, as the project file names them
     "load.sources": "data.sources",
     "load.system": "data.system",
     "load.max_quarantined": "data.max_quarantined",
     "clean.clean": "data.clean",
+    "judge.judge": "data.judge",
     "split.split": "data.split",
     "grow.grow": "data.grow",
     "grow.clean": "data.clean",
+    "grow.system": "data.system",
     "grow.max_quarantined": "data.max_quarantined",
     "format.format": "data.format",
     "texts.texts": "pretrain.texts",
@@ -93,14 +110,19 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
     "verdict.answer": "data.clean.answer",
     "verdict.answer_schema": "data.clean.answer_schema",
 }
-OF_PRETRAINING = ("texts", "pretrain-plan", "pretrain")
-OPTIONAL = {"grow": "data.grow", **dict.fromkeys(OF_PRETRAINING, "pretrain")}  # steps, and the sections that add them
+OPTIONAL = {  # steps that a project has only with this section
+    "judge": "data.judge",
+    "grow": "data.grow",
+    "texts": "pretrain",
+    "pretrain-plan": "pretrain",
+    "pretrain": "pretrain",
+}
 
 
 def steps_of(p: Project) -> tuple[str, ...]:
     """The names of a project's steps, in the order in which they run."""
-    there = {"data.grow": p.data.grow, "pretrain": p.pretrain}
-    return tuple(name for name in STEPS if name not in OPTIONAL or there[OPTIONAL[name]])
+    sections = {"data.judge": p.data.judge, "data.grow": p.data.grow, "pretrain": p.pretrain}
+    return tuple(name for name in STEPS if name not in OPTIONAL or sections[OPTIONAL[name]])
 
 
 def output_of(project_file: Path) -> Path:

@@ -150,7 +150,7 @@ class Show(_Part):
     plan: dict[str, Decision]
     artifacts: dict[str, str]
     """Paths of what the run wrote: report, adapter, merged, predictions, metrics, dropped and quarantined rows; with a
-    stage of pretraining, its model and what it left out."""
+    judge, its scores and what it dropped; with a stage of pretraining, its model and what it left out."""
     steps: list[StepRecord]
 
 
@@ -244,15 +244,15 @@ def _figure(gain: dict[str, Any]) -> Figure:
 def _rows(found: dict[str, dict[str, Any]]) -> RowLedger:
     load, dataset = found["load"]["summary"], found["format"]["summary"]
     reasons: dict[str, int] = {}
-    stages = [name for name in ("clean", "split", "grow", "format") if name in found]
-    for name in ("load", *stages):
+    droppers = [name for name in ("clean", "judge", "split", "grow", "format") if name in found]
+    for name in ("load", *droppers):
         for reason, count in found[name]["summary"]["reasons"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     ledger = RowLedger(
         records=load["rows_in"],
         quarantined=load["quarantined"],
         made=found["grow"]["summary"]["made"] if "grow" in found else 0,
-        dropped=sum(found[name]["summary"]["dropped"] for name in stages),
+        dropped=sum(found[name]["summary"]["dropped"] for name in droppers),
         train=dataset["train"]["rows"],
         validation=dataset["validation"]["rows"],
         test=dataset["test"]["rows"],
@@ -289,6 +289,11 @@ def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]
         "dropped_in_splitting": folder(output, found["split"]) / "dropped.jsonl",
         "dropped_in_formatting": folder(output, found["format"]) / "dropped.jsonl",
     }
+    if "judge" in found:
+        paths |= {
+            "judge_scores": folder(output, found["judge"]) / "scores.jsonl",
+            "dropped_in_judging": folder(output, found["judge"]) / "dropped.jsonl",
+        }
     if "grow" in found:
         paths["dropped_in_growing"] = folder(output, found["grow"]) / "dropped.jsonl"
     if "pretrain" in found:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.records import Split as Side
 from tunesmith.core.section import Fraction, InputFile, Section
 
@@ -57,6 +58,26 @@ class Clean(Section):
     personal_data: Literal["replace", "drop", "report"] = "report"
     """E-mail addresses, phone, card and bank account numbers: put a placeholder of the same kind, drop the row, or only
     count them."""
+
+
+class Judge(Section):
+    """A model scores each cleaned row from 1 to 5 by a rubric; rows below a score are dropped before the split. A
+    sample is judged first, from which cost and time of all rows are projected."""
+
+    endpoint: Endpoint = Endpoint()
+    """The model that judges, which should be stronger than the base."""
+    rubric: Annotated[str, Field(min_length=1)] = (
+        "The answer does what the conversation asks for, in the form asked for; what it says is right as far as can be "
+        "told; nothing that matters is missing, and nothing is made up. A longer answer is no better for its length."
+    )
+    """What makes an answer good, in words."""
+    keep_from: Annotated[int, Field(ge=1, le=5)] = 3
+    """Rows with a lower score are dropped: 1 useless or wrong, 2 poor, 3 acceptable, 4 good, 5 nothing to improve."""
+    sample: Annotated[int, Field(gt=0)] = 20
+    """How many rows are judged first, twice each. The step stops there, before it spends more, where all rows are
+    projected to cost more than `endpoint.max_cost`, or where none of them gets a score."""
+    on_abstention: Literal["keep", "drop"] = "keep"
+    """What happens to a row for which the judge gives no score."""
 
 
 class Split(Section):
@@ -136,6 +157,59 @@ class Mix(Section):
     answers: Literal["as_written", "base"] = "as_written"
     """`as_written`: the answers of the files. `base`: the project's own base model answers the files' prompts, and is
     tuned on what it says already."""
+    max_tokens: Annotated[int, Field(gt=0)] = 512
+    """With `answers: base`: the longest answer. One that is cut off there is dropped, and another prompt is asked."""
+
+
+class Questions(Section):
+    """Questions and answers from documents, passage by passage."""
+
+    documents: Annotated[list[InputFile], Field(min_length=1)]
+    """The files to ask about: Markdown, text, or JSONL with the text of each document under `text`."""
+    form: Literal["pairs", "sentences"] = "pairs"
+    """`pairs`: the model writes questions and answers about a passage, as JSON. `sentences`: each sentence of a passage
+    is the answer, and the model writes the question to it alone, after six examples: small models can do that."""
+    per_passage: Annotated[int, Field(gt=0, le=100)] = 5
+    """With `form: pairs`: so many pairs are asked for in one go."""
+    tries: Annotated[int, Field(gt=0, le=20)] = 1
+    """How often each passage or sentence is asked about; beyond the first time, `temperature` above 0 makes the
+    difference."""
+    longest_words: Annotated[int, Field(ge=30)] = 200
+    """Longest passage."""
+    overlap_words: Annotated[int, Field(ge=0)] = 0
+    """Words of a passage that the next one repeats."""
+    grounded_from: Fraction = 0.8
+    """Share of the content words of question and answer that must stand in the passage, or in the titles above it. Its
+    numbers and names must all stand there; and the question must leave something of the answer open."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many; left out: as many as there are."""
+
+
+class Seeds(Section):
+    """New instructions with their answers, each written after a few training rows as examples."""
+
+    rows: Annotated[int, Field(gt=0)]
+    """Keep at most so many."""
+    examples: Annotated[int, Field(gt=0, le=20)] = 3
+    """Training rows that a model is shown each time. The first of them is the new row's parent."""
+
+
+class Paraphrase(Section):
+    """Training rows with their last question in other words, and the same answer."""
+
+    per_row: Annotated[int, Field(gt=0, le=20)] = 1
+    """How many of each training row; beyond the first, `temperature` above 0 makes the difference."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many; left out: as many as there are."""
+
+
+class BackTranslation(Section):
+    """Training rows with their last question translated into another language and back, and the same answer."""
+
+    language: Annotated[str, Field(min_length=2)]
+    """By its English name, such as `French`."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many; left out: as many as there are."""
 
 
 class Noise(Section):
@@ -158,18 +232,28 @@ class Noise(Section):
 
 
 class Synthesise(Section):
-    """New training rows. Each has parents, from which it was made, and is held to the rules of cleaning; what is like a
-    row of the exam is dropped."""
+    """New training rows. Each has parents, from which it was made, and is held to the rules of cleaning. What repeats
+    another row, or is like one of the exam, is dropped."""
 
+    endpoint: Endpoint = Endpoint()
+    """The model that writes them. Left out: the project's own base."""
+    questions: Questions | None = None
+    """Pairs of question and answer from documents."""
+    seeds: Seeds | None = None
+    """New instructions after the pattern of training rows."""
+    paraphrase: Paraphrase | None = None
+    """Training rows with their question in other words."""
+    back_translation: BackTranslation | None = None
+    """Training rows with their question translated, and translated back."""
     noise: Noise | None = None
     """Copies of training rows with typing faults. Needs no model."""
     max_per_parent: Annotated[int, Field(gt=0)] = 10
     """Keep at most so many new rows of one training row, or of one passage."""
-    stop_at_repeats: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """No more of a kind is tried when such a share of the rows of a round repeats others."""
     max_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Synthetic rows are at most this share of the training rows before general ones are mixed in. Left out: no limit,
     as is right where all rows come from documents."""
+    stop_at_repeats: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """No more of a kind is tried when such a share of the rows of a round, of 64 attempts or more, repeats others."""
 
 
 class Grow(Section):
@@ -183,6 +267,13 @@ class Grow(Section):
     mix: Mix | None = None
     """General rows against forgetting."""
 
+    @property
+    def asks_base(self) -> bool:
+        """Whether the project's own base model is asked for any of it."""
+        own = self.synthesise
+        asking = own and (own.questions or own.seeds or own.paraphrase or own.back_translation)
+        return bool(asking and own and own.endpoint.url is None) or bool(self.mix and self.mix.answers == "base")
+
 
 class Data(Section):
     """From files to clean, split, tokenised rows."""
@@ -195,6 +286,8 @@ class Data(Section):
     """The run stops when a larger share of the records cannot be read as rows."""
     clean: Annotated[Clean, AfterValidator(_schema_has_json)] = Clean()
     """What is repaired or dropped before the split."""
+    judge: Judge | None = None
+    """Scores by a model, and a limit below which rows are dropped. Left out: no row is judged."""
     split: Annotated[Split, AfterValidator(_rows_are_left)] = Split()
     """Which rows train and which test."""
     grow: Grow | None = None

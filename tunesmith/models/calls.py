@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from weakref import WeakValueDictionary
 
 from tunesmith.core.console import say
@@ -69,7 +70,12 @@ class Calls:
     async def _attempt(self, one: Asked) -> Answer:
         await self._turn()
         sampling = {"max_tokens": self._settings.max_tokens, "temperature": self._settings.temperature}
-        payload = {"model": self._settings.model, "messages": one.messages, "seed": one.seed, **sampling}
+        payload: dict[str, Any] = {
+            "model": self._settings.model,
+            "messages": one.messages,
+            "seed": one.seed,
+            **sampling,
+        }
         if one.json:
             payload["response_format"] = {"type": "json_object"}
         async with self._budget.room(one):

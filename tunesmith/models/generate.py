@@ -34,7 +34,7 @@ class Drawn:
     seeds: list[int]
 
 
-class _Noise(LogitsProcessor):  # type: ignore[misc]
+class _Noise(LogitsProcessor):
     """Gumbel noise on the logits of a batch: the greedy choice is then a draw from their softmax at this temperature.
     A row's noise comes from its own seed, whatever else is in the batch."""
 

@@ -206,7 +206,8 @@ def _answer(text: str, max_tokens: int) -> Answer:
         content, finish = choice["message"].get("content"), choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
         raise Passing("an answer without choices") from None
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    told = body.get("usage")
+    usage: dict[str, Any] = told if isinstance(told, dict) else {}
     counts = [n if isinstance(n := usage.get(name), int) else None for name in ("prompt_tokens", "completion_tokens")]
     if finish == "length":
         return Answer(None, f"cut off at {max_tokens} tokens", *counts)

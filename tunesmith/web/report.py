@@ -157,6 +157,7 @@ def _flow(found: Show, folders: dict[str, Path], summaries: dict[str, Record]) -
     losses = [
         *excerpts.quarantined(folders["load"] / "quarantine.jsonl", "reading"),
         *excerpts.dropped(folders["clean"] / "dropped.jsonl", "cleaning"),
+        *(excerpts.dropped(folders["judge"] / "dropped.jsonl", "judging") if "judge" in folders else []),
         *excerpts.dropped(folders["split"] / "dropped.jsonl", "splitting"),
         *(excerpts.dropped(folders["grow"] / "dropped.jsonl", "growing") if grown else []),
         *excerpts.dropped(folders["format"] / "dropped.jsonl", "tokenising"),
@@ -164,6 +165,7 @@ def _flow(found: Show, folders: dict[str, Path], summaries: dict[str, Record]) -
     stages = {
         "reading": found.rows.quarantined,
         **{s["stage"]: s["dropped"] for s in summaries["clean"]["stages"]},
+        **({"judging": summaries["judge"]["dropped"]} if "judge" in summaries else {}),
         "splitting": summaries["split"]["dropped"],
         **{stage: sum(loss.count for loss in losses if loss.stage == stage) for stage in grown},
         "tokenising": summaries["format"]["dropped"],
