@@ -136,6 +136,7 @@ def test_the_summary_counts_by_source_shape_reason_and_repair(tmp_path):
              "shapes": {"prompt_completion": 1, "alpaca": 1}},
             {"path": "two.jsonl", "rows_in": 1, "kept": 1, "quarantined": 0, "shapes": {"columns": 1}},
         ],
+        "skipped": {},
     }  # fmt: skip
     assert [(r.source, r.line, r.split) for r in rows(tmp_path)] == [
         ("one.jsonl", 1, "auto"),
@@ -267,6 +268,7 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", *[GOOD] * 4, {"text": "t", "url": "u"}, *[GOOD] * 300)
     found = load.preview(source(path), limit=5)
     assert {k: v for k, v in found.items() if k != "examples"} == {
+        "files": 1,
         "rows_in": 5,
         "kept": 4,
         "quarantined": 1,

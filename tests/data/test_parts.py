@@ -151,7 +151,7 @@ def test_neither_parts_nor_processes_change_what_is_kept(tmp_path: Path, monkeyp
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed amid cleaning, the second run finds parts that are done, and comes to what an undisturbed run comes to."""
-    data = rows_of(tmp_path / "data.jsonl", 40_000)
+    data = rows_of(tmp_path / "data.jsonl", 26_000)
     (tmp_path / "tunesmith.yaml").write_text("name: small\ndata:\n  sources:\n    - path: data.jsonl\n")
     command = [sys.executable, "-m", "tunesmith", "run", "--until", "clean", "--set", "data.max_quarantined=0.5"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.records import Split as Side
-from tunesmith.core.section import Fraction, InputFile, Section
+from tunesmith.core.section import Fraction, InputFile, InputFiles, Section
 
 
 class Fields(Section):
@@ -28,16 +28,17 @@ class Fields(Section):
 
 
 class Source(Section):
-    """One file of examples."""
+    """Files of examples."""
 
-    path: InputFile
-    """JSONL, JSON, CSV, TSV or Parquet; `${NAME}` stands for an environment variable."""
+    path: InputFiles
+    """A file, a folder with all that is below it, or a glob such as `logs/**/*.jsonl`: JSONL, JSON, CSV, TSV or
+    Parquet, also compressed. `${NAME}` stands for an environment variable."""
     fields: Fields = Fields()
     """Column names, where tunesmith does not find them by itself."""
     convert: InputFile | None = None
     """A Python file with `convert(record) -> record`, called on each record first. What it imports is not watched."""
     split: Side = "auto"
-    """The side that all rows of this file belong to; `auto` lets the splitter choose per row."""
+    """The side that all rows of these files belong to; `auto` lets the splitter choose per row."""
 
 
 class Clean(Section):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith.core.data_section import Data
-from tunesmith.core.section import Fraction, InputFile, Section
+from tunesmith.core.section import Fraction, InputFiles, Section
 
 Metric = Literal[
     "exact_match", "valid_json", "schema_valid", "field_precision", "field_recall", "field_f1", "rouge_l", "perplexity"
@@ -86,8 +86,9 @@ class Train(Section):
 class Pretrain(Section):
     """Continued pretraining on raw text before the rows are learnt; the tuning starts from its result."""
 
-    texts: Annotated[list[InputFile], Field(min_length=1)]
-    """The files of raw text."""
+    texts: Annotated[list[InputFiles], Field(min_length=1)]
+    """The files of raw text, also by folder or glob: text, Markdown, HTML, PDF, DOCX, subtitles, or records with a
+    `text`."""
     block_tokens: Annotated[int, Field(gt=0)] | None = None
     """Longest piece of a text that is learnt at once, in tokens: 1,024 unless the model reads less."""
     train: Train = Train()

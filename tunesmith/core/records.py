@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import orjson
@@ -17,6 +18,7 @@ Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "
 Split = Literal["auto", "train", "validation", "test"]
 
 _WORDS = re.compile(r"[^\W_]+")
+_ASCII_WORDS = "".join(c.lower() if (c := chr(i)).isalnum() else " " for i in range(128))
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Row:
     parents: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def id(self) -> str:
         return content_id({"messages": self.messages, "tools": self.tools})
 
@@ -52,7 +54,7 @@ class Row:
         """The last answer, the one that is scored."""
         return str(self.messages[-1]["content"])
 
-    @property
+    @cached_property
     def group(self) -> str:
         """The hash of the normalised prompt: rows of one group never stand on two sides of the split."""
         words = [normalised(str(m["content"])) for m in self.prompt if m["role"] != "system"]
@@ -66,7 +68,11 @@ class Row:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Row:
-        return cls(**{k: v for k, v in value.items() if k not in ("id", "group")})
+        """The row that `to_json` wrote, which knows its id and group from there."""
+        assert len(value) == len(cls.__dataclass_fields__) + 2, f"not a row: {', '.join(value)}"
+        row = cls.__new__(cls)
+        vars(row).update(value)  # all at once: a frozen dataclass sets field after field, slower than they are parsed
+        return row
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
 
 def normalised(text: str) -> str:
     """Lower case, runs of non-word characters as one space: what makes prompts equal. Text without words stays."""
-    return " ".join(_WORDS.findall(text.casefold())) or text.strip()
+    words = text.translate(_ASCII_WORDS).split() if text.isascii() else _WORDS.findall(text.casefold())
+    return " ".join(words) or text.strip()
 
 
 def content_id(value: Any) -> str:

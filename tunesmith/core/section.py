@@ -5,13 +5,14 @@ Paths in the file are relative to it.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from tunesmith.core import inputs
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
@@ -24,18 +25,23 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 
 
 def _existing(path: Path) -> Path:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one file")
+    return _some(path)
+
+
+def _some(path: Path) -> Path:
     try:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; name one file")
-        if not path.exists():
-            near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], 1, 0.5)
-            raise ValueError(f"no such file: {path}" + (f" (did you mean {near[0]}?)" if near else ""))
+        fault = inputs.fault(path)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ValueError(f"{path} cannot be looked up: {error.strerror}") from None
+    if fault:
+        raise ValueError(fault)
     return path
 
 
 InputFile = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
+InputFiles = Annotated[Path, AfterValidator(_absolute), AfterValidator(_some)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tunesmith.core import interrupt, store, unfinished
+from tunesmith.core import inputs, interrupt, store, unfinished
 from tunesmith.core.errors import ResourceError, UserError
 
 State = Literal["done", "ran", "to run"]
@@ -233,6 +233,10 @@ class Steps:
                 found += self._differences_of_input(key, old, new)
             elif _is_file(old) and _is_file(new) and old["file"] == new["file"]:
                 found.append(f"{key}: {new['file']} has other contents")
+            elif _is_file(new) and old is None:
+                found.append(f"{key}: {new['file']} is new")
+            elif _is_file(old) and new is None:
+                found.append(f"{key}: {old['file']} is gone")
             else:
                 found.append(f"{key}: {_short(old)} -> {_short(new)}")
         if before["version"] != now["version"]:
@@ -333,7 +337,7 @@ def _stable(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return {key: _stable(item) for key, item in value if not type(value).model_fields[key].exclude}
     if isinstance(value, Path):
-        return {"file": value.name, "sha256": store.digest(value)}
+        return inputs.identity(value)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _stable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -358,7 +362,12 @@ def _dump(value: Any) -> str:
 
 
 def _diff(old: Any, new: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict) and "artifact" not in new and not _is_file(new):
+    if (
+        isinstance(old, dict)
+        and isinstance(new, dict)
+        and "artifact" not in new
+        and not (_is_file(old) or _is_file(new))
+    ):
         for key in sorted(old.keys() | new.keys()):
             yield from _diff(old.get(key), new.get(key), f"{at}.{key}" if at else key)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

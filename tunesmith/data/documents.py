@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined
-from tunesmith.data import files
+from tunesmith.data import files, readers
 from tunesmith.data.values import Unusable, named, plain, repaired
 
 Form = Literal["records", "lines", "file"]
+Unit = Literal["line", "record", "page"]  # what the place of a text in its file counts
 
 SHOWN_CHARACTERS = 500  # of a document that cannot be used
 
@@ -28,12 +29,18 @@ _LONG_CHARACTERS = 1_000_000
 
 @dataclass(frozen=True)
 class Document:
-    """A text without blanks around it, and where it begins: `line` counts from 1; in a JSON array it is the record's
-    number."""
+    """A text without blanks around it, and where it begins: `line` counts from 1 what `unit` says."""
 
     source: str
     line: int
     text: str
+    unit: Unit = "line"
+    markdown: bool = False
+    title: str = ""
+
+    def place(self, line: int) -> int:
+        """Where a line of the text, counted from 0, stands in the file."""
+        return self.line + line if self.unit == "line" else self.line
 
 
 def read(path: Path) -> Iterator[Document | Quarantined]:
@@ -63,7 +70,7 @@ def _records(path: Path) -> Iterator[Document | Quarantined]:
         try:
             if record.problem is not None:
                 raise record.problem
-            yield Document(name, record.line, _column(plain(record.value, [])).strip())
+            yield Document(name, record.line, _column(plain(record.value, [])).strip(), "record")
         except Unusable as problem:
             yield _quarantined(name, record, problem)
 
@@ -80,6 +87,7 @@ def _column(value: Any) -> str:
 def _text(path: Path, by_line: bool) -> Iterator[Document | Quarantined]:
     """Blank lines inside a document are kept. A line that is not UTF-8 is quarantined and leaves a blank one."""
     name = repaired(path.name)
+    markdown = path.suffix.lower() == ".md"
     lines: list[str] = []
     begin = last = characters = 0
     for record in files.records(path):
@@ -91,7 +99,7 @@ def _text(path: Path, by_line: bool) -> Iterator[Document | Quarantined]:
         divides = characters > _LONG_CHARACTERS and (blanks > 0 or characters > 2 * _LONG_CHARACTERS)
         separates = text.strip() == _SEPARATOR
         if lines and (by_line or separates or divides):
-            yield Document(name, begin, "".join(lines).strip())
+            yield Document(name, begin, "".join(lines).strip(), markdown=markdown)
             lines, characters = [], 0
         last = record.line
         if not separates:
@@ -99,9 +107,9 @@ def _text(path: Path, by_line: bool) -> Iterator[Document | Quarantined]:
             lines += ["\n" * blanks, text]
             characters += blanks + len(text)
     if lines:
-        yield Document(name, begin, "".join(lines).strip())
+        yield Document(name, begin, "".join(lines).strip(), markdown=markdown)
 
 
-def _quarantined(name: str, record: files.Record, problem: Unusable) -> Quarantined:
+def _quarantined(name: str, record: readers.Record, problem: Unusable) -> Quarantined:
     shown = repaired((record.text or str(record.value))[:SHOWN_CHARACTERS])
     return Quarantined(name, record.line, problem.reason, repaired(problem.fix), shown)

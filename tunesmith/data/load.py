@@ -7,6 +7,7 @@ change. Nothing is lost between the two: records in = rows + quarantined, for ev
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +18,11 @@ from typing import Any
 
 import orjson
 
-from tunesmith.core.data_section import Source
+from tunesmith.core import inputs
+from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import files, parts, shapes
+from tunesmith.data import collect, files, parts, readers, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
@@ -75,37 +77,39 @@ def run(
     `system` goes before every row without a system message. Raises DataError when a file cannot be read at all, when
     more than the share `max_quarantined` of the records is quarantined, or when no row is left.
     """
-    pieces = [replace(piece, source=i) for i, source in enumerate(sources) for piece in files.pieces(source.path)]
-    with parts.workplace(kept, out) as work:
+    with collect.workplace(kept, out) as unpacked, parts.workplace(kept, out) as work:
+        pieces, skipped = _pieces(sources, unpacked)
         done = parts.each("load", partial(_part, sources, system, max_quarantined), pieces, work)
         parts.concatenate(done, "quarantine.jsonl", out / "quarantine.jsonl")
         parts.concatenate(done, "rows.jsonl", out / "rows.jsonl")
-    ledgers = [Ledger(source.path.name) for source in sources]
+    ledgers: dict[tuple[int, str], Ledger] = {}
     for piece, one in zip(pieces, done):
-        ledgers[piece.source].add(one.found)
-    for source, ledger in zip(sources, ledgers):
+        ledgers.setdefault((piece.source, piece.name), Ledger(piece.name)).add(one.found)
+    for ledger in ledgers.values():
         if not ledger.rows_in:
-            raise _nothing_in(source.path)
-    summary = _summary(ledgers)
+            raise _nothing_in(ledger.path)
+    summary = _summary(list(ledgers.values()), skipped)
     if not summary["kept"] or summary["quarantined"] / summary["rows_in"] > max_quarantined:
-        raise _refusal(ledgers, summary, max_quarantined)
+        raise _refusal(list(ledgers.values()), summary, max_quarantined)
     return summary
 
 
 def preview(source: Source, limit: int = 200) -> dict[str, Any]:
-    """What `run` would make of a file's first records, with the names of its columns and three example rows."""
-    ledger = Ledger(source.path.name)
+    """What `run` would make of the first records of a source, with the names of its columns and three example rows."""
+    ledger = Ledger(str(source.path))
     columns: dict[str, None] = {}
     examples: list[Row] = []
-    for record, outcome in islice(_outcomes(source, None, files.records(source.path)), limit):
-        ledger.enter(outcome)
-        if isinstance(record.value, dict):
-            columns.update(dict.fromkeys(repaired(str(key)) for key in record.value))
-        if isinstance(outcome, Row) and len(examples) < 3:
-            examples.append(outcome)
+    with tempfile.TemporaryDirectory() as unpacked:
+        for record, outcome in islice(_first(source, Path(unpacked)), limit):
+            ledger.enter(outcome)
+            if isinstance(record.value, dict):
+                columns.update(dict.fromkeys(repaired(str(key)) for key in record.value))
+            if isinstance(outcome, Row) and len(examples) < 3:
+                examples.append(outcome)
     if not ledger.rows_in:
-        raise _nothing_in(source.path)
+        raise _nothing_in(source.path.name)
     return {
+        "files": len(inputs.files(source.path)),
         "rows_in": ledger.rows_in,
         "kept": ledger.kept,
         "quarantined": ledger.quarantined,
@@ -116,14 +120,46 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
     }
 
 
+def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], dict[str, list[str]]]:
+    """The parts of all files, and the names of those that are not read, by the reason."""
+    pieces: list[parts.Part] = []
+    skipped: list[collect.Skipped] = []
+    for i, source in enumerate(sources):
+        found = list(collect.collected(source.path, _why_not(source), unpacked / f"{i:03d}"))
+        skipped += [one for one in found if isinstance(one, collect.Skipped)]
+        items = [one for one in found if isinstance(one, collect.Item)]
+        if not items:
+            raise collect.nothing_to_read(source.path, collect.told(skipped), files.EXAMPLES)
+        pieces += [replace(p, source=i, name=item.name) for item in items for p in files.pieces(item.path)]
+    return pieces, collect.told(skipped)
+
+
+def _first(source: Source, unpacked: Path) -> Iterator[tuple[readers.Record, Row | Quarantined]]:
+    """The records of a source, file after file, each unpacked when its turn comes, and only in its beginning."""
+    skipped = []
+    read = 0
+    for one in collect.collected(source.path, _why_not(source), unpacked, head=True):
+        if isinstance(one, collect.Skipped):
+            skipped.append(one)
+            continue
+        read += 1
+        yield from _outcomes(source, None, one.name, files.records(one.path))
+    if not read:
+        raise collect.nothing_to_read(source.path, collect.told(skipped), files.EXAMPLES)
+
+
+def _why_not(source: Source) -> collect.WhyNot:
+    return partial(files.why_not, texts=source.convert is not None)
+
+
 def _part(
     sources: list[Source], system: str | None, max_quarantined: float, part: parts.Part, folder: Path
 ) -> dict[str, Any]:
     """The rows and the quarantine of a part of a file, in files of its folder."""
-    source, ledger = sources[part.source], Ledger(part.path.name)
+    source, ledger = sources[part.source], Ledger(part.name)
     size_bytes = part.path.stat().st_size
     with open(folder / "rows.jsonl", "wb") as rows, open(folder / "quarantine.jsonl", "wb") as quarantine:
-        for record, outcome in _outcomes(source, system, files.records_of(part)):
+        for record, outcome in _outcomes(source, system, part.name, files.records_of(part)):
             ledger.enter(outcome)
             if isinstance(outcome, Row):
                 rows.write(orjson.dumps(outcome.to_json(), option=orjson.OPT_APPEND_NEWLINE))
@@ -136,11 +172,11 @@ def _part(
 
 
 def _outcomes(
-    source: Source, system: str | None, records: Iterable[files.Record]
-) -> Iterator[tuple[files.Record, Row | Quarantined]]:
+    source: Source, system: str | None, file: str, records: Iterable[readers.Record]
+) -> Iterator[tuple[readers.Record, Row | Quarantined]]:
     """Each record, and the row or the quarantined record that it becomes."""
     convert = converter(source.convert) if source.convert else None
-    name = repaired(source.path.name)
+    name, fields = repaired(file), source.fields if source.fields != Fields() else None
     for record in records:
         notes: list[str] = []
         try:
@@ -149,7 +185,7 @@ def _outcomes(
             value = plain(record.value, notes)
             if convert is not None:
                 value = plain(convert(value), notes)
-            found = shapes.read(value, source.fields, system, notes)
+            found = shapes.read(value, fields, system, notes)
         except Unusable as problem:
             yield record, Quarantined(name, record.line, problem.reason, repaired(problem.fix), _beginning(record))
         else:
@@ -168,7 +204,7 @@ def _outcomes(
             )
 
 
-def _beginning(record: files.Record) -> str:
+def _beginning(record: readers.Record) -> str:
     try:
         text = json.dumps(record.value, ensure_ascii=False, default=str) if record.text is None else record.text
     except RecursionError:
@@ -176,7 +212,7 @@ def _beginning(record: files.Record) -> str:
     return repaired(text.lstrip()[:_SHOWN_CHARACTERS].rstrip())
 
 
-def _summary(ledgers: Iterable[Ledger]) -> dict[str, Any]:
+def _summary(ledgers: list[Ledger], skipped: dict[str, list[str]]) -> dict[str, Any]:
     whole = Ledger("")
     for ledger in ledgers:
         whole.rows_in += ledger.rows_in
@@ -184,13 +220,15 @@ def _summary(ledgers: Iterable[Ledger]) -> dict[str, Any]:
         whole.reasons += ledger.reasons
         whole.repairs += ledger.repairs
     return {
-        "headline": f"{whole.rows_in:,} records: {whole.kept:,} rows, {whole.quarantined:,} quarantined",
+        "headline": f"{whole.rows_in:,} records: {whole.kept:,} rows, {whole.quarantined:,} quarantined"
+        + (f"; {collect.sentence(skipped)}" if skipped else ""),
         "rows_in": whole.rows_in, "kept": whole.kept, "quarantined": whole.quarantined,
         "shapes": dict(whole.shapes.most_common()), "reasons": dict(whole.reasons.most_common()),
         "repairs": dict(whole.repairs.most_common()),
         "sources": [{"path": ledger.path, "rows_in": ledger.rows_in, "kept": ledger.kept,
                      "quarantined": ledger.quarantined, "shapes": dict(ledger.shapes.most_common())}
                     for ledger in ledgers],
+        "skipped": skipped,
     }  # fmt: skip
 
 
@@ -221,9 +259,9 @@ def _broken_off(problem: Quarantined, share: float) -> DataError:
     )
 
 
-def _nothing_in(path: Path) -> DataError:
+def _nothing_in(name: str) -> DataError:
     return DataError(
-        f"{path.name} holds no records",
+        f"{name} holds no records",
         "there is no line or row in it besides blank ones and a header",
         "write the file again, or take it out of data.sources",
     )

@@ -56,7 +56,7 @@ class Conversation:
     notes: list[str]
 
 
-def read(record: Any, fields: Fields, system: str | None, notes: list[str]) -> Conversation:
+def read(record: Any, fields: Fields | None, system: str | None, notes: list[str]) -> Conversation:
     """The conversation in a plain record, with `system` before it where it has no system message of its own.
 
     Raises Unusable for a record that is of no known shape or that cannot become a canonical conversation.
@@ -64,8 +64,8 @@ def read(record: Any, fields: Fields, system: str | None, notes: list[str]) -> C
     if not isinstance(record, dict):
         raise Unusable("record is not an object", f"write it as an object with named keys; it is {kind(record)}")
     notes = list(notes)
-    reading = _explicit(record, fields, notes) if fields != Fields() else recognise(record, notes)
-    own = record.get(fields.system) if fields.system else _first(record, _SYSTEM)
+    reading = _explicit(record, fields, notes) if fields else recognise(record, notes)
+    own = record.get(fields.system) if fields and fields.system else _first(record, _SYSTEM)
     turns = [{"role": "system", "content": compact(own)}, *reading.turns] if own not in (None, "") else reading.turns
     messages = canonical(turns, notes)
     if system and messages[0]["role"] != "system":

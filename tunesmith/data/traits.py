@@ -117,10 +117,10 @@ def compared(row: Row) -> tuple[int, ...]:
     said = [words, row.messages[-1].get("tool_calls"), row.rejected and row.rejected.split()]
     messages = [[m["role"], *of_message] for m, *of_message in zip(prompt, texts, numbers, calls)]
     figures = sorted(number for i in turns for number in numbers[i])
-    denied = sorted(word for i in turns for word in _negations(prompt[i]["content"]))
+    denied = sorted(word for i in turns for word in _negations(prompt[i]["content"], texts[i]))
     return (
         hashed([side, row.tools, messages]),
-        hashed(_meaning(row)),
+        hashed(_meaning(row, words)),
         hashed(said),
         hashed([side, system, row.tools, calls, said, figures, denied]),
         hashed([texts[i] for i in turns]),
@@ -129,11 +129,13 @@ def compared(row: Row) -> tuple[int, ...]:
     )
 
 
-def _negations(text: str) -> list[str]:
-    """Those that it has, in every way to write them; "n't" for all verbs that end so."""
-    words = _WORD.findall(text.casefold())
+def _negations(text: str, words: str) -> list[str]:
+    """Those that a text has, in every way to write them; "n't" for all verbs that end so. `words` is it normalised."""
+    if _NEGATIONS.isdisjoint(words.split()) and " t " not in f"{words} ":
+        return []  # as nearly all of them do
+    found = _WORD.findall(text.casefold())
     return [
-        "n't" if word[-2:-1] in "'’" else word for word in words if word in _NEGATIONS or word.endswith(("n't", "n’t"))
+        "n't" if word[-2:-1] in "'’" else word for word in found if word in _NEGATIONS or word.endswith(("n't", "n’t"))
     ]
 
 
@@ -141,9 +143,9 @@ def hashed(value: Any) -> int:
     return int(content_id(value), 16)
 
 
-def _meaning(row: Row) -> list[Any]:
-    """The same for answers that say the same: JSON by its value, all else up to whitespace."""
-    said: dict[str, Any] = {"text": " ".join(row.answer.split())}
+def _meaning(row: Row, words: list[str]) -> list[Any]:
+    """The same for answers that say the same: JSON by its value, all else, its words, up to whitespace."""
+    said: dict[str, Any] = {"text": " ".join(words)}
     if said["text"][:1] in _JSON_BEGINS:
         with suppress(ValueError):
             said = {"json": _one_number(parse_json(row.answer))}

@@ -94,7 +94,7 @@ ENCODING = [
     Case("crlf.jsonl", f"{GOOD}\r\n{GOOD}\r\n".encode(), 2),
     Case("cr_only.jsonl", f"{GOOD}\r{GOOD}\r".encode(), 2),
     Case("cr_only.csv", b"prompt,completion\rp,c\rp,c\r", 2),
-    Case("gzip_named.jsonl", gzip.compress(lines(GOOD)), refused="compressed (gzip)"),
+    Case("gzip_named.jsonl", gzip.compress(lines(GOOD)), kept=1),
     Case("excel_named.csv", b"PK\x03\x04" + bytes(40), refused="ZIP or Excel"),
     Case("web_page.json", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", refused="is a web page"),
     Case("picture.jsonl", b"\x89PNG\r\n\xff\x13", 0, 2, "not valid UTF-8"),
