@@ -11,6 +11,7 @@ from tunesmith.core.data_section import Clean, Grow, Split
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
 from tunesmith.data import grow, split
+from tunesmith.models.base import Base
 
 SIDES = ("train", "validation", "test")
 
@@ -30,11 +31,17 @@ def splits(folder: Path, rows: list[Row], **settings: Any) -> Artifact:
     return Steps(folder)("split", split.run, Split.model_validate(settings), before)
 
 
-def grown(before: Artifact, settings: dict[str, Any], clean: Clean | None = None) -> Artifact:
+def grown(
+    before: Artifact,
+    settings: dict[str, Any],
+    clean: Clean | None = None,
+    base: Base | None = None,
+    system: str | None = None,
+) -> Artifact:
     """What growing makes of a split."""
     steps = Steps(before.folder.parents[2])
     steps.artifacts["split"] = before
-    return steps("grow", grow.run, Grow.model_validate(settings), clean or Clean(), 0.05, before)
+    return steps("grow", grow.run, Grow.model_validate(settings), clean or Clean(), system, 0.05, base, before)
 
 
 def rows_of(artifact: Artifact, side: str = "train") -> list[Row]:

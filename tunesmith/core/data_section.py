@@ -165,8 +165,9 @@ class Mix(Section):
 class Questions(Section):
     """Questions and answers from documents, passage by passage."""
 
-    documents: Annotated[list[InputFile], Field(min_length=1)]
-    """The files to ask about: Markdown, text, or JSONL with the text of each document under `text`."""
+    documents: Annotated[list[InputFiles], Field(min_length=1)]
+    """What to ask about: files, folders and globs of Markdown, text, or JSONL with the text of each document under
+    `text`."""
     form: Literal["pairs", "sentences"] = "pairs"
     """`pairs`: the model writes questions and answers about a passage, as JSON. `sentences`: each sentence of a passage
     is the answer, and the model writes the question to it alone, after six examples: small models can do that."""
@@ -209,6 +210,8 @@ class BackTranslation(Section):
 
     language: Annotated[str, Field(min_length=2)]
     """By its English name, such as `French`."""
+    from_language: Annotated[str, Field(min_length=2)] = "English"
+    """The language of the rows."""
     rows: Annotated[int, Field(gt=0)] | None = None
     """Keep at most so many; left out: as many as there are."""
 
@@ -256,6 +259,11 @@ class Synthesise(Section):
     stop_at_repeats: Annotated[float, Field(gt=0, le=1)] = 0.8
     """No more of a kind is tried when such a share of the rows of a round, of 64 attempts or more, repeats others."""
 
+    @property
+    def asks(self) -> bool:
+        """Whether a model is asked for any of it."""
+        return any((self.questions, self.seeds, self.paraphrase, self.back_translation))
+
 
 class Grow(Section):
     """The training side alone, after the split: balanced, grown and mixed. Validation and test stay as they are, and a
@@ -271,9 +279,8 @@ class Grow(Section):
     @property
     def asks_base(self) -> bool:
         """Whether the project's own base model is asked for any of it."""
-        own = self.synthesise
-        asking = own and (own.questions or own.seeds or own.paraphrase or own.back_translation)
-        return bool(asking and own and own.endpoint.url is None) or bool(self.mix and self.mix.answers == "base")
+        new, general = self.synthesise, self.mix
+        return bool((new and new.asks and new.endpoint.url is None) or (general and general.answers == "base"))
 
 
 class Data(Section):

@@ -23,17 +23,27 @@ from tunesmith.data import balance, known, mix, parts, similar, synthesise
 from tunesmith.data.drops import Drops
 from tunesmith.data.seeds import Seeds
 from tunesmith.data.split import ALIKE, SIDES
+from tunesmith.models.base import Base
 
 VERSION = 1
 
 _HELD_OUT = SIDES[1:]
 
 
-def run(grow: Grow, clean: Clean, max_quarantined: float, splits: Artifact, out: Path) -> dict[str, Any]:
+def run(
+    grow: Grow,
+    clean: Clean,
+    system: str | None,
+    max_quarantined: float,
+    base: Base | None,
+    splits: Artifact,
+    out: Path,
+) -> dict[str, Any]:
     """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl`, `dropped.jsonl` (each row with its reason) and
     `certificate.json`, as the split does.
 
-    Raises DataError where no training row is left, and what reading and cleaning general rows raise.
+    `base` is there where it is asked for rows. Raises DataError where no training row is left, and what reading and
+    cleaning general rows, reading documents, and asking a model raise.
     """
     certified = certificate.require(splits.folder)
     for side in _HELD_OUT:
@@ -49,12 +59,12 @@ def run(grow: Grow, clean: Clean, max_quarantined: float, splits: Artifact, out:
             whole = [work / "balanced.jsonl"]
         own = told["balance"]["kept"] if told["balance"] else splits.summary["train"]
         if grow.synthesise:
-            new, seeds = work / "new.jsonl", Seeds(whole[0], cut, work)
-            told["synthesise"] = synthesise.run(grow.synthesise, clean, seeds, exam, new, drops)
-            whole.append(new)
+            ground = synthesise.Ground(grow.synthesise, clean, system, Seeds(whole[0], cut, work), exam, drops)
+            told["synthesise"] = synthesise.run(ground, base, out)
+            whole.append(work / "new.jsonl")
             own += told["synthesise"]["kept"]
         if grow.mix:
-            told["mix"] = mix.run(grow.mix, clean, max_quarantined, own, exam, out, drops)
+            told["mix"] = mix.run(mix.General(grow.mix, clean, max_quarantined, exam, drops), own, base, out)
             whole.append(work / "mixed.jsonl")
             own += told["mix"]["mixed"]
         _concatenate(whole, out / "train.jsonl")
