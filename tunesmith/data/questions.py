@@ -32,14 +32,15 @@ clear to somebody who does not have the passage. Reply with a JSON list of objec
 _TO_THIS = "Write the question to this answer.\n\nAnswer: {}"
 _EXAMPLES = (
     ("The shop opens at nine in the morning.", "When does the shop open?"),
-    ("Guests leave their keys in the box beside the door.", "Where do guests leave their keys?"),
     ("A ticket for children costs four pounds.", "How much does a ticket for children cost?"),
+    ("Guests leave their keys in the box beside the door.", "Where do guests leave their keys?"),
     ("The gardener waters the roses every evening.", "Who waters the roses every evening?"),
-    ("A letter that has no stamp is sent back.", "What happens to a letter that has no stamp?"),
+    ("Broken glasses are thrown into the grey bin.", "What is done with broken glasses?"),
     ("The north tower has 112 steps.", "How many steps does the north tower have?"),
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"“'(]?[^\W\d_])")
 _FEWEST_WORDS, _MOST_WORDS = 4, 50  # of a sentence that can be an answer
+_COVERED = 1 / 3  # of a sentence's content words, in the question that it answers
 _LEANING = "but he her his however it its she that their then there these they this those thus"
 _LEANS = frozenset(_LEANING.split())  # a sentence that begins so leans on the one before
 _MARKUP = re.compile(r"^\s*(#|\||```|~~~|---|===|>|<)")
@@ -125,7 +126,7 @@ def _sentences(settings: Questions, head: list[Message], passage: Passage, turn:
             _row(head, passage, "", sentence),
             Asked([*shown, user(_TO_THIS.format(sentence))], seed=turn),
             read=partial(_question, head, passage, sentence),
-            fault=partial(_fault, settings, passage),
+            fault=partial(_fault_to_sentence, settings, passage),
         )
 
 
@@ -169,6 +170,13 @@ def _question(head: list[Message], passage: Passage, sentence: str, reply: str) 
 def _fault(settings: Questions, passage: Passage, row: Row) -> str:
     question = str(row.prompt[-1]["content"])
     return grounded.fault(question, row.answer, passage.text, " ".join(passage.titles), settings.grounded_from)
+
+
+def _fault_to_sentence(settings: Questions, passage: Passage, row: Row) -> str:
+    """A question to a sentence also has some of the sentence: what has little is a question to another one."""
+    if grounded.covered(str(row.prompt[-1]["content"]), row.answer) < _COVERED:
+        return "the question is not about the sentence"
+    return _fault(settings, passage, row)
 
 
 def _row(head: list[Message], passage: Passage, question: str, answer: str) -> Row:
