@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tunesmith.core import store
+from tunesmith.core.data_section import Mix
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
 from tunesmith.data.mix import MIXED
+from tunesmith.models import base as bases
 
 sys.path.insert(0, str(Path(__file__).parent))
 from grown import grown, lines, reasons_of, row, rows_of, splits
@@ -88,3 +91,39 @@ def test_what_cannot_be_mixed_names_its_own_settings(tmp_path: Path) -> None:
         mixed(own(tmp_path), path)
     assert "grow/mix/load/quarantine.jsonl" in error.value.next
     assert next((tmp_path / "failed/grow/mix/load").glob("quarantine.jsonl")).is_file()
+
+
+@pytest.mark.parametrize(
+    "options", [{"path": "general.jsonl", "split": "test"}, {"path": "general.jsonl", "split": "validation"}]
+)
+def test_general_rows_can_only_train(tmp_path: Path, options: dict[str, str]) -> None:
+    lines(tmp_path / "general.jsonl", GENERAL)
+    with pytest.raises(ValidationError, match="general rows train"):
+        Mix.model_validate({"sources": [{**options, "path": tmp_path / options["path"]}]})
+
+
+def test_where_the_base_has_no_answer_the_next_prompt_is_asked(
+    tmp_path: Path, tiny: bases.Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model never comes to an end: every prompt is tried, each is dropped, and how far it came is told."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = lines(tmp_path / "general.jsonl", GENERAL[:12])
+    settings = {"mix": {"sources": [{"path": path}], "answers": "base", "max_tokens": 3, "share": 0.1}}
+    after = grown(own(tmp_path), settings, base=tiny)
+    assert reasons_of(after) == {"cut off at 3 tokens": 12}
+    assert after.summary["mix"]["mixed"] == 0
+    assert "0 of 4 general rows are there" in after.summary["warnings"][0]
+
+
+@pytest.mark.slow
+def test_the_base_answers_in_its_own_words(tmp_path: Path, base: bases.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prompts = ["What is the capital of France?", "Which city is the capital of France?"]
+    path = lines(tmp_path / "general.jsonl", prompts)
+    settings = {"mix": {"sources": [{"path": path}], "answers": "base", "max_tokens": 24, "share": 0.03}}
+    after = grown(own(tmp_path), settings, base=base)
+    answered = [r for r in rows_of(after) if r.source == "general.jsonl"]
+    assert len(answered) == 1
+    assert all(r.answer == "The capital of France is Paris." for r in answered)
+    assert all(r.changes == [f"{MIXED}; answered by the base"] for r in answered)
+    assert reasons_of(after) == {"more than the share of the mix": 1}

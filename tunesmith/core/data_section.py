@@ -121,6 +121,12 @@ def _rows_are_left(split: Split) -> Split:
     return split
 
 
+def _trains(source: Source) -> Source:
+    if source.split not in ("auto", "train"):
+        raise ValueError(f"general rows train, and this file is pinned to {source.split}: take `split` out")
+    return source
+
+
 def _balances(balance: Balance) -> Balance:
     if balance.cap is None and not balance.weights:
         raise ValueError("it says what to balance by and not how: write `cap` or `weights` beside it")
@@ -150,7 +156,7 @@ class Balance(Section):
 class Mix(Section):
     """General rows among those of the task, against forgetting: what the base could do before, it goes on seeing."""
 
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Annotated[list[Annotated[Source, AfterValidator(_trains)]], Field(min_length=1)]
     """The files of general examples, read and cleaned as `data.sources` are; whether their answers are JSON is not
     asked, and `data.system` is not put before them. A row that is like one of the exam is dropped."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -32,13 +32,13 @@ clear to somebody who does not have the passage. Reply with a JSON list of objec
 _TO_THIS = "Write the question to this answer.\n\nAnswer: {}"
 _EXAMPLES = (
     ("The shop opens at nine in the morning.", "When does the shop open?"),
-    ("A ticket for children costs four pounds.", "How much does a ticket for children cost?"),
     ("Guests leave their keys in the box beside the door.", "Where do guests leave their keys?"),
+    ("A ticket for children costs four pounds.", "How much does a ticket for children cost?"),
     ("The gardener waters the roses every evening.", "Who waters the roses every evening?"),
-    ("Broken glasses are thrown into the grey bin.", "What is done with broken glasses?"),
+    ("A letter that has no stamp is sent back.", "What happens to a letter that has no stamp?"),
     ("The north tower has 112 steps.", "How many steps does the north tower have?"),
 )
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"“'(]?[^\W\d_])")
+_SENTENCE = re.compile(r"(?<=[.!?])(?<!\s[A-Z]\.)\s+(?=[\"“'(]?[^\W\d_])")
 _FEWEST_WORDS, _MOST_WORDS = 4, 50  # of a sentence that can be an answer
 _COVERED = 1 / 3  # of a sentence's content words, in the question that it answers
 _LEANING = "but he her his however it its she that their then there these they this those thus"
