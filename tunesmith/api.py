@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tunesmith.core.console import say
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.project import Project
 from tunesmith.core.step import State, Steps, Stopped, only_run
-from tunesmith.data import load, starter, texts
+from tunesmith.data import load, parts, starter, texts
 from tunesmith.evaluate import gates
 from tunesmith.models import base as bases
 from tunesmith.models import catalogue
@@ -67,10 +68,12 @@ def run(
     until: str | None = None,
     force: str | None = None,
     fresh: bool = False,
+    ray: str | None = None,
 ) -> Show | Halted:
     """Runs what has to be run, and returns the finished run, or where `until` stopped it.
 
-    `set` holds `a.b.c=value` overrides; `until` and `force` name a step; `fresh` starts an unfinished training over.
+    `set` holds `a.b.c=value` overrides; `until` and `force` name a step; `fresh` starts an unfinished training over;
+    `ray` has a cluster read and clean the parts of the data (`local`, `auto` or an address).
     The first Ctrl-C or SIGTERM during training saves it and raises `core.interrupt.Interrupted`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -84,7 +87,7 @@ def run(
     _require_step(settings, until, force)
     output = story.output_of(file)
     hardware.calm_threads()
-    with only_run(output):
+    with only_run(output), parts.on_ray(ray) if ray else nullcontext():
         base = bases.fetch(settings.model, file.resolve().parent)
         last = until if until != story.STEPS[-1] else None
         steps = Steps(output, until=last, force=force, fresh=fresh, say=say, keys=story.KEYS)

@@ -83,6 +83,14 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start an unfinished training over instead of continuing it.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Have a Ray cluster read and clean the data: its address, `auto` for the one that runs, or `local` to "
+            "start one here. Its machines must see the project under the same path.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run what has to be run, from the data to the measured and exported model.
@@ -94,7 +102,7 @@ def run(
 
     Examples: `tunesmith run --until split`, `tunesmith run --set train.epochs=1 --set train.rank=8`.
     """
-    found = api.run(project, set=set or (), until=until, force=force, fresh=fresh)
+    found = api.run(project, set=set or (), until=until, force=force, fresh=fresh, ray=ray)
     if isinstance(found, api.Halted):
         err.print(f"stopped after {found.step}, as asked")
         if as_json:

@@ -70,7 +70,8 @@ def check(found: Check) -> None:
         noun = "document" if text["documents"] == 1 else "documents"
         out.print(f"text     {text['path']}: {count} {noun}{_FORM[text['form']]}", markup=False)
         for document in text["first"]:
-            out.print(f"         {document['line']}: {document['text']}", markup=False)
+            file = f"{document['source']}:" if text["files"] > 1 else ""
+            out.print(f"         {file}{document['line']}: {document['text']}", markup=False)
         for reason, times in text["reasons"].items():
             out.print(f"         {times} cannot be read: {reason}", markup=False)
     out.print("\nnext: tunesmith run")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from circumstances import found_in
+
 from training import rows
 from training.ours import Engine
 from training.rival import Rival
-from training.runs import BENCH, Job, Run, measure, precision, run
+from training.runs import Job, Run, measure, precision, run
 from tunesmith.core import hardware
 from tunesmith.core.errors import DataError
 from tunesmith.models import base as bases
@@ -123,26 +121,4 @@ def kind_of_machine() -> str:
 
 def circumstances() -> dict[str, Any]:
     """Where and with what a figure was measured."""
-    machine = hardware.probe()
-    packages = ("torch", "transformers", "peft", "trl", "accelerate")
-    return {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "name": machine.name,
-            "cores": machine.cores,
-            "memory_gb": round(machine.memory_bytes / 1e9, 1),
-            "bf16": machine.bf16,
-            "system": platform.platform(),
-            "load_average": os.getloadavg()[0],
-        },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "engine": engine_fingerprint(),
-    }
-
-
-def engine_fingerprint() -> str:
-    """Changes with the code that computes: figures of one engine are not those of another."""
-    package = BENCH.parent / "tunesmith"
-    paths = sorted(p for part in ("kernels", "models", "train") for p in (package / part).rglob("*.*"))
-    texts = [path.read_bytes() for path in paths if path.suffix in (".py", ".cpp", ".h")]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]
+    return found_in(("torch", "transformers", "peft", "trl", "accelerate"), ("kernels", "models", "train"))

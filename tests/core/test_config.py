@@ -157,7 +157,11 @@ def test_an_override_that_is_no_yaml_is_text(project: Write, value: str) -> None
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("data.split.test=0.95", "less than 1"), ("data.clean={answer_schema: data.jsonl}", "answer: json")],
+    [
+        ("data.split.test=0.95", "less than 1"),
+        ("data.clean={answer_schema: data.jsonl}", "answer: json"),
+        ("data.clean={reviewed: data.jsonl}", "contradictions: review"),
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(project: Write, override: str, words: str) -> None:
     with pytest.raises(ConfigError) as error:

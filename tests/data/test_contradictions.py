@@ -13,11 +13,13 @@ from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data import contradictions
 
 sys.path.insert(0, str(Path(__file__).parent))
-from judged import judged
+from judged import finding, judged
 
 
-def resolve(rows: list[Row], mode: contradictions.Mode) -> list[Kept | Dropped]:
-    return judged(rows, partial(contradictions.resolve, mode=mode))
+def resolve(
+    rows: list[Row], mode: contradictions.Mode, one_right: contradictions.OneRight = "yes"
+) -> list[Kept | Dropped]:
+    return judged(rows, partial(contradictions.resolve, mode=mode, one_right=one_right))
 
 
 def row(prompt: str, answer: str, line: int = 1, system: str = "", calls: object = None, **more: object) -> Row:
@@ -113,3 +115,48 @@ def test_banking77_contradicts_itself_once(real_data):
         ("Has my top up gone through?", "pending_top_up"),
         ("Has my top-up gone through?", "top_up_reverted"),
     ]
+
+
+def test_the_newest_answer_stays_with_all_rows_that_give_it():
+    rows = [row("up", "old", 1), row("up", "new", 2), row("up", "old", 3), row("up", " new", 4)]
+    first, one, third, two = resolve(rows, "newest")
+    assert (one, two) == (Kept(rows[1]), Kept(rows[3]))
+    assert first == Dropped(rows[0], "contradiction", "a newer answer is in t.csv:4")
+    assert third == Dropped(rows[2], "contradiction", "a newer answer is in t.csv:4")
+
+
+def test_the_time_of_an_answer_counts_more_than_its_place():
+    rows = [row("up", "new", 1, time=9.0), row("up", "old", 2, time=8.0), row("up", "undated", 3)]
+    results = resolve(rows, "newest")
+    assert [type(result) for result in results] == [Kept, Dropped, Dropped]
+    assert results[2].detail == "a newer answer is in t.csv:1"
+
+
+def reviewed(rows: list[Row], decided: dict[int, bool]) -> list[str]:
+    """What becomes of each row; decisions are by line."""
+    decisions = {int(r.id, 16): decided[r.line] for r in rows if r.line in decided}
+    options = {"mode": "review", "one_right": "yes", "reviewed": decisions}
+    return [
+        result.reason if isinstance(result, Dropped) else "kept"
+        for result in judged(rows, partial(contradictions.resolve, **options))
+    ]
+
+
+@pytest.mark.parametrize(("decided", "expected"), [
+    ({}, ["waits"] * 3), ({1: True}, ["kept", "gone", "gone"]), ({1: True, 2: True}, ["kept", "kept", "gone"]),
+    ({1: False}, ["gone", "waits", "waits"]), ({1: False, 2: False, 3: False}, ["gone"] * 3),
+    ({3: True, 1: False}, ["gone", "gone", "kept"]),
+])  # fmt: skip
+def test_a_review_decides(decided, expected):
+    rows = [row("up", "a", 1), row("up", "b", 2), row("up", "c", 3), row("other", "d", 4)]
+    words = {"waits": contradictions.WAITS, "gone": "contradiction", "kept": "kept"}
+    assert reviewed(rows, decided) == [*(words[word] for word in expected), "kept"]
+
+
+def test_decisions_that_no_longer_matter_are_told():
+    rows = [row("up", "a", 1), row("up", "b", 2), row("other", "d", 4)]
+    decisions = {int(r.id, 16): True for r in rows[1:]}
+    found = finding(rows, partial(contradictions.resolve, mode="review", reviewed=decisions))
+    assert found.warnings[-1] == (
+        f"1 decisions in data.clean.reviewed are about rows that contradict none any more, as {rows[2].id}."
+    )

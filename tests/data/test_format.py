@@ -12,7 +12,7 @@ from tunesmith.core.data_section import Format
 from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import format
+from tunesmith.data import format, parts
 from tunesmith.models import base as bases
 from tunesmith.models import load
 from tunesmith.models.tokens import Tokens
@@ -132,3 +132,18 @@ def test_a_template_without_an_end_token_is_refused(tmp_path: Path, base: bases.
 def test_the_longest_turns_are_counted(tmp_path: Path, base: bases.Base) -> None:
     chat = Row([*row(SHORT).messages, *row(("and you?", "fine")).messages], "r.jsonl", 1, "messages")
     assert made(tmp_path, base, Format(), [row(SHORT), chat], []).summary["turns"] == 2
+
+
+def test_parts_change_nothing(tmp_path: Path, base: bases.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row((f"{word} {i}", word * (1 + i % 7)), i) for i, word in enumerate(["yes", "no", "", "a<|im_end|>"] * 40)]
+    settings = Format(max_tokens=40, too_long="drop")
+    for name, size_bytes in (("whole", parts.PART_BYTES), ("parts", 1000)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(parts.cut, "__defaults__", (size_bytes,))
+        monkeypatch.setattr(parts, "_BLOCK_BYTES", min(size_bytes, 1 << 18))
+        found = made(tmp_path / name, base, settings, rows[:130], rows[130:])
+        assert found.summary["train"]["rows"] + found.summary["test"]["rows"] + found.summary["dropped"] == len(rows)
+        assert len(store.read_json(found / "samples.json")) == 3
+    for name in ("train.jsonl", "train.ids.npy", "train.learnt.npy", "test.ends.npy", "dropped.jsonl", "samples.json"):
+        one, other = (next((tmp_path / folder / "steps/format").glob("[!.]*")) / name for folder in ("whole", "parts"))
+        assert one.read_bytes() == other.read_bytes()

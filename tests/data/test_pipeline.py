@@ -90,6 +90,7 @@ def test_each_stage_drops_its_kind_and_the_ledger_balances(clean, tmp_path):
         "near-duplicate": 1,
     }
     assert [s["stage"] for s in summary["stages"]] == [
+        "text repair",
         "empty answers",
         "JSON answers",
         "answer schema",
@@ -121,6 +122,9 @@ def test_dropped_rows_are_whole_with_reason_detail_and_stage(clean, tmp_path):
         ({"near_duplicates": None}, [1, 3, 4, 5, 7, 9, 10, 11, 12]),
         ({"near_duplicates": 0.99}, [1, 3, 4, 5, 7, 9, 10, 11, 12]),
         ({"contradictions": "drop"}, [1, 3, 4, 5, 7, 12]),
+        ({"contradictions": "drop", "single_answer": "no"}, [1, 3, 4, 5, 7, 10, 11, 12]),
+        ({"contradictions": "newest"}, [1, 3, 4, 5, 7, 11, 12]),
+        ({"contradictions": "review"}, [1, 3, 4, 5, 7, 12]),
         ({"personal_data": "drop"}, [1, 3, 4, 7, 10, 11, 12]),
     ],
     ids=str,
@@ -131,9 +135,34 @@ def test_every_option_changes_what_is_kept(clean, options, kept):
 
 def test_a_majority_is_counted_before_its_votes_are_dropped_as_duplicates(clean):
     rows = [row("up", "no", 1), row("up", "yes", 2), row("up", "yes", 3)]
-    _, kept, dropped = clean(rows, contradictions="majority")
+    _, kept, dropped = clean(rows, contradictions="majority", single_answer="yes")
     assert kept == [2]
     assert dropped == {1: "contradiction", 3: "duplicate"}
+
+
+def test_texts_are_repaired_before_anything_looks_at_them_unless_they_are_to_be_kept(clean, tmp_path):
+    rows = [row("one", "sch\u00c3\u00b6n", 1), row("two", "\u200b", 2), row("one", "schön", 3)]
+    summary, kept, dropped = clean(rows)
+    assert (kept, dropped) == ([1], {2: "empty answer", 3: "duplicate"})
+    assert summary["changes"] == {"repaired: mojibake": 1}
+    assert [r.answer for r in store.read_rows(tmp_path / "out" / "rows.jsonl")] == ["schön"]
+    _, kept, dropped = clean(rows, repair="keep")
+    assert (kept, dropped) == ([1, 3], {2: "empty answer"})
+
+
+def test_a_finder_of_the_projects_own_is_used(clean, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def find(text):\n    return [('name', 0, 5)] if text.startswith('Clara') else []\n"
+    )
+    rows = [row("Clara here", "hi", 1), row("who?", "no one", 2)]
+    assert clean(rows, personal_data="drop", find_personal=str(tmp_path / "own.py"))[2] == {1: "personal data"}
+    assert clean(rows, personal_data="drop")[2] == {}
+
+
+def test_surrogates_are_held_against_the_schema_again(clean, tmp_path):
+    rows = [row("a", '{"to": "a@x.com"}', 1), row("b", '{"to": "none"}', 2)]
+    rule = {"answer": "json", "answer_schema": schema(tmp_path, to={"pattern": "^[a-z@.]+$"})}
+    assert clean(rows, **rule, personal_data="surrogate")[2] == {1: "answer breaks the schema"}
 
 
 def test_notes_are_counted_by_kind(clean):
@@ -147,7 +176,7 @@ def test_replaced_answers_are_held_against_the_schema_again(clean, tmp_path):
     assert clean(rows, **rule)[1] == [1, 2]
     summary, kept, dropped = clean(rows, **rule, personal_data="replace")
     assert (kept, dropped) == ([2], {1: "answer breaks the schema"})
-    assert summary["stages"][4]["stage"] == "answer schema after replacement"
+    assert summary["stages"][5]["stage"] == "answer schema after replacement"
 
 
 def test_labels_are_scalars_of_few_values(clean):
@@ -208,7 +237,7 @@ def test_it_runs_as_a_step_and_keeps_what_a_refusal_wrote(tmp_path):
 
 def test_the_chain_is_one_line_a_stage():
     source = inspect.getsource(pipeline.stages) + inspect.getsource(pipeline.judgements)
-    assert source.count(" yield ") == 8
+    assert source.count(" yield ") == 15
 
 
 def test_banking77_keeps_all_but_its_duplicates_and_contradictions(clean, real_data):

@@ -54,6 +54,21 @@ def test_alpaca_joins_instruction_input_history_and_system():
     assert turns({**record, "history": '[["a", "b"]]'}) == turns(record)
 
 
+@pytest.mark.parametrize(("written", "seconds"), [
+    ("1970-01-02", 86_400.0), ("1970-01-01T01:00:00+01:00", 0.0), (7, 7.0), ("7.5", 7.5), ("", None), (None, None),
+])  # fmt: skip
+def test_a_column_may_say_when_the_answer_was_given(written, seconds):
+    found = read({"prompt": "p", "completion": "c", "day": written}, {"time": "day"})
+    assert (found.time, found.messages) == (seconds, [P, C])
+    assert read({"prompt": "p", "completion": "c", "day": written}).time is None
+
+
+@pytest.mark.parametrize("written", ["yesterday", [1], {"a": 1}, "nan", float("inf")])
+def test_a_time_that_cannot_be_read_is_refused(written):
+    with pytest.raises(Unusable, match="time cannot be read"):
+        read({"prompt": "p", "completion": "c", "day": written}, {"time": "day"})
+
+
 def test_context_is_part_of_the_prompt():
     assert turns({"question": "q", "context": "x", "answer": "a"}) == [("user", "q\nx"), ("assistant", "a")]
 

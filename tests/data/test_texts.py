@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import shutil
@@ -194,3 +195,28 @@ def test_a_preview_tells_the_form_and_the_first_words(tmp_path: Path) -> None:
     assert (told["form"], told["documents"], told["whole_file"]) == ("file", 1, True)
     assert told["first"][0]["text"].startswith("# Handbook All about Fernhill.")
     assert len(told["first"][0]["text"]) == 80
+
+
+def test_a_folder_of_every_kind_is_read_and_what_is_not_is_told(tmp_path: Path, base: bases.Base) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.md").write_text("# Care\n\nClean it.")
+    (folder / "deep/a.md").write_text("# More\n\nDry it.")
+    (folder / "page.html").write_text("<nav>Menu</nav><h1>Page</h1><p>Text.</p>")
+    (folder / "film.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nSaid.\n")
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed"}\n'))
+    (folder / "empty.txt").write_text("")
+    (folder / "photo.jpg").write_bytes(b"\xff\xd8")
+    out = tmp_path / "out"
+    out.mkdir()
+    summary = texts.run([folder], None, 0.05, base, out)
+    assert {one["path"]: one["documents"] for one in summary["sources"]} == {
+        "a.md": 1, "c.jsonl.gz": 1, "deep/a.md": 1, "film.srt": 1, "page.html": 1,
+    }  # fmt: skip
+    assert summary["skipped"] == {"empty": ["empty.txt"], "of a kind that holds no text": ["photo.jpg"]}
+    assert "1 skipped, of a kind that holds no text: `photo.jpg`" in summary["headline"]
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    found = texts.preview(folder)
+    assert (found["files"], found["documents"], found["whole_file"], found["form"]) == (7, 5, True, "file")
+    with pytest.raises(DataError, match="no file to read"):
+        texts.preview(folder / "*.jp*")

@@ -25,6 +25,9 @@ class Fields(Section):
     """The column that holds a system message of the row's own."""
     messages: str | None = None
     """The column that holds a list of chat messages."""
+    time: str | None = None
+    """The column that says when the answer was given: a date (2026-01-31, with a time or without) or a number. What
+    `contradictions: newest` goes by."""
 
 
 class Source(Section):
@@ -41,9 +44,58 @@ class Source(Section):
     """The side that all rows of these files belong to; `auto` lets the splitter choose per row."""
 
 
+class Length(Section):
+    """Rows whose prompt or answer is too short or too long are dropped."""
+
+    unit: Literal["words", "characters"] = "words"
+    """What is counted. Words stand between spaces: count characters where a language has none."""
+    min_prompt: Annotated[int, Field(ge=0)] | None = None
+    """The least that the user says."""
+    max_prompt: Annotated[int, Field(ge=0)] | None = None
+    """The most that the user says."""
+    min_answer: Annotated[int, Field(ge=0)] | None = None
+    """The least that the last answer says; one that calls a tool may say nothing."""
+    max_answer: Annotated[int, Field(ge=0)] | None = None
+    """The most that the last answer says."""
+
+
+class Repetition(Section):
+    """Rows of which a message repeats itself are dropped, after rules by which the data of Gopher were filtered
+    (arXiv:2112.11446, table A1)."""
+
+    lines: Fraction | None = None
+    """The largest share of a message's characters in lines that stand there again. Gopher: 0.2."""
+    runs: Fraction | None = None
+    """The largest share of a message in runs of five words that stand there again. Gopher: 0.15."""
+
+
+class Toxicity(Section):
+    """Rows with toxic texts are dropped."""
+
+    above: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Drop a row when a text's score is higher than this: 0 is harmless, 1 is toxic. Left out: nothing is scored."""
+    where: Literal["answers", "all"] = "answers"
+    """`answers`: what the model learns to say; `all`: what users say to it, too."""
+    score: InputFile | None = None
+    """A Python file with `score(text)`, from 0 to 1. Left out: a classifier of offensive English words, for which you
+    `pip install alt-profanity-check`. What the file imports is not watched."""
+
+
+def _in_order(length: Length) -> Length:
+    for part in ("prompt", "answer"):
+        least, most = vars(length)[f"min_{part}"], vars(length)[f"max_{part}"]
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_{part} {least} is more than max_{part} {most}: no row would be left")
+    return length
+
+
 class Clean(Section):
     """What is repaired or dropped before the split; every drop is kept on disk with its reason."""
 
+    repair: Literal["mend", "keep"] = "mend"
+    """`mend`: text that was read in the wrong encoding, characters that nobody sees, control characters and letters in
+    two pieces become what was meant, which is noted in the row. Quotes, HTML entities, code in backticks and the keys
+    of JSON stay. `keep`: every text as it was read."""
     answer: Literal["text", "json"] = "text"
     """`json`: an answer that does not parse as JSON is dropped."""
     answer_schema: InputFile | None = None
@@ -53,12 +105,33 @@ class Clean(Section):
     near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None = 0.9
     """Drop a row when the answer is an earlier row's and the prompts' character 4-grams have this Jaccard similarity or
     more; `null` keeps them. Prompts that differ in a number or a negation are never near-duplicates."""
-    contradictions: Literal["drop", "majority", "report"] = "report"
-    """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer, or only
-    count them (right where several answers are right)."""
-    personal_data: Literal["replace", "drop", "report"] = "report"
-    """E-mail addresses, phone, card and bank account numbers: put a placeholder of the same kind, drop the row, or only
-    count them."""
+    contradictions: Literal["drop", "majority", "newest", "review", "report"] = "report"
+    """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer or with the
+    newest (by `fields.time`, else the row read last), leave them to a person (`review.jsonl`), or only count them. None
+    goes where several answers may be right."""
+    single_answer: Literal["auto", "yes", "no"] = "auto"
+    """Whether a prompt has one right answer, so that another one contradicts it. `auto`: as the rows show."""
+    reviewed: InputFile | None = None
+    """A `review.jsonl` in which a person has set `keep` to true or false. Needs `contradictions: review`."""
+    benchmarks: list[InputFile] = []
+    """Files of published benchmarks, in any format that sources have. Rows that may train are dropped where their
+    prompt is like one of the questions, or shares a run of thirteen words with it."""
+    personal_data: Literal["replace", "surrogate", "drop", "report"] = "report"
+    """E-mail and IP addresses, phone, card, bank account and US social security numbers, keys, passwords and tokens:
+    put a placeholder such as [EMAIL_1] or a value of the same kind that is nobody's, the same one throughout the row;
+    drop the row; or only count them."""
+    find_personal: InputFile | None = None
+    """A Python file with `find(text) -> [(kind, start, end), ...]`, for names and addresses, which have no shape. What
+    it imports is not watched."""
+    length: Annotated[Length, AfterValidator(_in_order)] = Length()
+    """How short and how long prompts and answers may be."""
+    repetition: Repetition = Repetition()
+    """How much a message may repeat itself."""
+    languages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Codes such as `[en, de]`: drop a row when its prompt or answer is almost surely in another language. Texts of a
+    few words, code and JSON are never told by their language. Norwegian is `"no"`, in quotes, as YAML has it."""
+    toxicity: Toxicity = Toxicity()
+    """How toxic a text may be."""
 
 
 class Judge(Section):
@@ -110,6 +183,12 @@ class Format(Section):
 def _schema_has_json(clean: Clean) -> Clean:
     if clean.answer_schema and clean.answer != "json":
         raise ValueError("answer_schema needs JSON answers: write `answer: json` beside it")
+    return clean
+
+
+def _reviewed_is_read(clean: Clean) -> Clean:
+    if clean.reviewed and clean.contradictions != "review":
+        raise ValueError("reviewed is not read: write `contradictions: review` beside it")
     return clean
 
 
@@ -298,7 +377,7 @@ class Data(Section):
     """A system message for every row that has none: say here what the model should do."""
     max_quarantined: Fraction = 0.05
     """The run stops when a larger share of the records cannot be read as rows."""
-    clean: Annotated[Clean, AfterValidator(_schema_has_json)] = Clean()
+    clean: Annotated[Clean, AfterValidator(_schema_has_json), AfterValidator(_reviewed_is_read)] = Clean()
     """What is repaired or dropped before the split."""
     judge: Judge | None = None
     """Scores by a model, and a limit below which rows are dropped. Left out: no row is judged."""

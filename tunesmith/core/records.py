@@ -27,7 +27,8 @@ class Row:
 
     `id` is the content's hash, so the same conversation has the same id wherever it stands; `source` and `line` say
     where it was read (line counts from 1; in JSON arrays and Parquet files it is the row's number). `rejected` holds
-    the worse answer of a preference pair. `changes` lists what earlier stages did to the text.
+    the worse answer of a preference pair, `time` when the answer was given, in seconds since 1970. `changes` lists what
+    earlier stages did to the text.
     """
 
     messages: list[Message]
@@ -37,6 +38,7 @@ class Row:
     split: Split = "auto"
     tools: list[dict[str, Any]] = field(default_factory=list)
     rejected: str | None = None
+    time: float | None = None
     parents: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 

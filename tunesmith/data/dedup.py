@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tunesmith.data import similar
-from tunesmith.data.traits import Places, Ruling, Traits
+from tunesmith.data.traits import Places, Ruling, Traits, together_with
 
 
 def exact(traits: Traits, left: Places) -> Iterator[Ruling]:
@@ -36,5 +36,6 @@ def near(
     that are equal, for projects that want them repeated.
     """
     same = traits["prompt"] if keep_equal else None
-    for place, (other, similarity) in similar.repeats(prompts, threshold, left, traits["kind"], same).items():
+    kinds = together_with(traits["kind"], traits["said"])
+    for place, (other, similarity) in similar.repeats(prompts, threshold, left, kinds, same).items():
         yield Ruling(place, other, "near-duplicate", f"{similarity:.2f} like {{}}")

@@ -82,6 +82,11 @@ def _texts(part: Part) -> Iterator[str]:
         encoding = "utf-8"
 
 
+def holds_records(name: str) -> bool:
+    """Whether a file of this name is a table or a list of records."""
+    return _SUFFIXES.get(Path(name).suffix.lower(), "text") != "text"
+
+
 def why_not(name: str, texts: bool) -> str | None:
     """Why a file of this name is not read for examples where it stands among others; None where it is. `texts`: whether
     plain text can become examples."""

@@ -26,7 +26,7 @@ from tunesmith.data import collect, files, parts, readers, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
-VERSION = 2
+VERSION = 3
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
@@ -199,6 +199,7 @@ def _outcomes(
                     source.split,
                     found.tools,
                     found.rejected,
+                    found.time,
                     changes=found.notes,
                 ),
             )

@@ -10,25 +10,29 @@ a few numbers for each row, and these are looked at in one place.
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import pickle
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core import hardware, store
 from tunesmith.core.console import progress
-from tunesmith.core.errors import ResourceError
+from tunesmith.core.errors import ConfigError, ResourceError, UserError
 
 PART_BYTES = 4 << 20
 
 _AHEAD = 2  # parts that are given out for each process
 _BLOCK_BYTES = 1 << 18
 _FOUND = "found.json"
+_ON_RAY = ContextVar("_ON_RAY", default=False)
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,16 @@ def workplace(kept: Path | None, out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def each(label: str, job: Job, parts: Iterable[Part], kept: Path) -> list[Done]:
-    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again.
+def each(label: str, job: Job, parts: Iterable[Part], kept: Path, worth_bytes: int = 0) -> list[Done]:
+    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again. Less work
+    than `worth_bytes` is done in this process: the job imports so much that others would begin too late.
 
     Raises what the job raises, and ResourceError where a process is killed."""
     work = [(part, kept / f"{number:06d}") for number, part in enumerate(parts)]
-    missing = sum(not (folder / _FOUND).is_file() for _, folder in work)
-    processes = min(hardware.cores(), missing)
+    missing = [part for part, folder in work if not (folder / _FOUND).is_file()]
     kept.mkdir(parents=True, exist_ok=True)
-    outcomes = _in_processes(job, work, processes) if processes > 1 else (_do(job, *one, os.getpid()) for one in work)
+    alone = sum(part.stop - part.start for part in missing) < worth_bytes
+    outcomes = _outcomes(job, work, 1 if alone else min(hardware.cores(), len(missing)))
     with progress(label, sum(part.stop - part.start for part, _ in work), "bytes") as bar:
         done = []
         for (part, _), outcome in zip(work, outcomes):
@@ -115,6 +120,63 @@ def concatenate(done: Iterable[Done], name: str, path: Path) -> None:
         for one in done:
             with open(one.folder / name, "rb") as file:
                 shutil.copyfileobj(file, whole)
+
+
+@contextmanager
+def on_ray(address: str) -> Iterator[None]:
+    """Within it, parts are worked on by a Ray cluster, whose machines see the files under the same paths: `local` for
+    one that is started here, `auto` for the one that runs, or its address.
+
+    Raises ConfigError where Ray is not installed, ResourceError where there is no such cluster."""
+    try:
+        import ray.data
+    except ImportError:
+        raise ConfigError(
+            "Ray is not installed", "`--ray` has a cluster do the work", "pip install 'tunesmith[ray]'"
+        ) from None
+    try:
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ResourceError(
+            f"there is no Ray cluster at {address}", first, "ray start --head, or --ray local"
+        ) from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    before = _ON_RAY.set(True)
+    try:
+        yield
+    finally:
+        _ON_RAY.reset(before)
+        ray.shutdown()
+
+
+def _outcomes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
+    if _ON_RAY.get() and processes > 1:
+        return _by_ray(job, work)
+    if processes > 1:
+        return _in_processes(job, work, processes)
+    return (_do(job, *one, os.getpid()) for one in work)
+
+
+def _by_ray(job: Job, work: list[tuple[Part, Path]]) -> Iterator[Done]:
+    """By Ray Data, a task for each part. What is found goes by the disk, where whoever reads the parts looks anyway."""
+    import ray
+
+    def done(row: dict[str, int]) -> dict[str, Any]:
+        try:
+            _do(job, *work[row["number"]], None)
+        except UserError as error:
+            return {**row, "error": pickle.dumps(error)}
+        return {**row, "error": b""}
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    numbers = [{"number": number} for number in range(len(work))]
+    for row in ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(done).iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        folder = work[row["number"]][1]
+        yield Done(folder, store.read_json(folder / _FOUND))
 
 
 def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
@@ -154,9 +216,9 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _do(job: Job, part: Part, folder: Path, asker: int) -> Done:
+def _do(job: Job, part: Part, folder: Path, asker: int | None) -> Done:
     """The folder appears whole or not at all. Whoever was asked by a process that is gone since publishes nothing: it
-    may have been killed, and another run may be at work in its place."""
+    may have been killed, and another run may be at work in its place. (Ray ends the tasks of a run that is gone.)"""
     if (folder / _FOUND).is_file():
         return Done(folder, store.read_json(folder / _FOUND))
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -168,6 +230,6 @@ def _do(job: Job, part: Part, folder: Path, asker: int) -> Done:
     finally:
         gc.enable()
     store.write_json(unfinished / _FOUND, found)
-    if asker in (os.getpid(), os.getppid()):
+    if asker in (None, os.getpid(), os.getppid()):
         os.rename(unfinished, folder)
     return Done(folder, found)

@@ -1,215 +1,211 @@
-"""E-mail addresses, phone, card and bank account numbers: found by shape and checksum.
+"""Personal data and secrets in rows: found, and then replaced, dropped or only noted.
 
-The recognisers would rather miss a number than take an order number, a date or a price for one, because in `replace`
-mode a false find destroys data. Names and postal addresses have no shape and are not looked for.
+Most texts hold nothing of the kind. A scan for digits and a few signs says so at once, and what it cannot rule out is
+looked at by those recognisers alone that may find something, around the places where they may. Names and postal
+addresses have no shape: the project's own `find` may look for them.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import count
-from typing import Any, Literal
+from operator import itemgetter
+from pathlib import Path
+from typing import Literal
 
+from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
+from tunesmith.data import plugin, recognisers, strings, surrogates
 from tunesmith.data.answers import parse_json
+from tunesmith.data.recognisers import Find, Recogniser
 
-Find = tuple[str, int, int]
-
-# Length of an account number by country (the registry of ISO 13616).
-_IBAN_LENGTHS = """
-    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24
-    FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32
-    LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24
-    RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30"""
-
-_PLACEHOLDER = re.compile(r"\[(?:EMAIL|PHONE|CARD|IBAN)_\d+\]")
-
-# First digits and lengths that issuers give out: they set a card apart from an epoch in milliseconds or an ISBN.
-_ISSUED = re.compile(
-    r"""
-    4(?:\d{12}|\d{15}|\d{18})                                     # Visa
-  | (?:5[1-5]|2[2-7]|35|6\d)\d{14}                                # Mastercard, JCB, Discover, UnionPay: 16
-  | 3[47]\d{13} | (?:2131|1800)\d{11} | 3[0689]\d{12}             # American Express, old JCB, Diners
-  | (?:5[0678]|6\d)\d{11,17}                                      # Maestro""",
-    re.VERBOSE,
+_NO_MARK = bytes(set(range(256)) - set(b"0123456789@!$%*+#^~=:_"))
+_NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))
+_BEGINNINGS = (
+    *("AKIA", "ASIA", "AIza", "GOCSPX-", "ya29.", "SG.", "dapi", "sk-", "xai-", "glpat-", "pypi-AgE", "xapp-"),
+    *("xoxa-", "xoxb-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-"),
 )
-
-_NO_PHONE = re.compile(
-    r"""
-    (?:19|20)\d\d\D\d{1,2}\D\d{1,2}.*                             # a date, and what may follow it
-  | \d{1,2}\D\d{1,2}\D(?:19|20)\d\d.*
-  | (?:19|20)\d\d\D+(?:19|20)\d\d                                 # from one year to another
-  | 0\d(?:\D0\d){3,4}                                            # small numbers in a row
-  | .*\ 000                                                       # a round sum""",
-    re.VERBOSE,
+_UNDERSCORED = (
+    *("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "_pat_", "k_live_", "k_test_", "whsec_", "hf_", "npm_", "gsk_", "r8_"),
+    *("sbp_", "_api_", "_v1_", "shpat_", "shpca_", "shppa_", "shpss_"),
 )
+_TOKENS = ("secret", "token", "key", "credential", "bearer", "basic")
+
+# Where a number of each group may stand, found at the speed of a scan, and how far the whole reaches around it.
+_RUN = re.compile(r"\d(?:[ ()+./-]{0,3}\d){6}", re.ASCII)
+_DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
+_COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
+_PASSWORD = re.compile("p(?:ass[cpw]|wd)")
+_TOKEN = re.compile("|".join(_TOKENS))
+_KIND = re.compile(r"[^\W\d_][\w -]{0,30}")
 
 
-def _shape(body: str, before: str = "") -> re.Pattern[str]:
-    """A pattern for a value that stands alone: as a part of a longer code, number or path it is something else."""
-    return re.compile(
-        rf"{before}(?<![\w#+/])(?<!\w-)(?<!\d\.)(?P<value>(?>{body}))(?!\w|-\d|\.\d)",
-        re.VERBOSE | re.IGNORECASE | re.ASCII,
-    )
+def personal_data(
+    rows: Iterable[Row], mode: Literal["replace", "surrogate", "drop", "report"], finder: Path | None = None
+) -> Iterator[Kept | Dropped]:
+    """Replaces personal data by placeholders or by surrogates, drops the rows that hold any, or only notes its kinds.
 
-
-def _digits(value: str) -> str:
-    return "".join(c for c in value if c.isdigit())
-
-
-def _is_card(value: str) -> bool:
-    digits = _digits(value)
-    doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
-    return bool(_ISSUED.fullmatch(digits)) and sum(d // 10 + d % 10 for d in doubled) % 10 == 0
-
-
-def _is_iban(value: str) -> bool:
-    code = re.sub(r"[ -]", "", value).upper()
-    return int("".join(str(int(c, 36)) for c in code[4:] + code[:4])) % 97 == 1
-
-
-def _is_phone(low: int, high: int) -> Callable[[str], bool]:
-    """Whether a value has so many digits, its extension aside, and is not plainly something else."""
-    return lambda value: (
-        low <= len(_digits(re.split("[xe]", value.lower())[0])) <= high and not _NO_PHONE.fullmatch(value)
-    )
-
-
-_EXTENSION = r"(?:\ ?(?:x|ext\.?)\ ?\d{1,5})?"
-_FIRST = r"(?<!\d\ )"  # no later member of a list of numbers
-_LABEL = r"""(?<![a-z])(?:phone|telephone|telefon|tel|mobile|cell|cellphone|fax|whatsapp|call\ (?:me|us)(?:\ back)?)
-    (?:[_ ]?(?:number|no|nr))?(?:\ (?:is|at|on))?[\s"':=.]{1,4}"""
-
-_DIGIT = re.compile(r"\d")
-_PROMISING = re.compile(r"(?:\d\D*){7}")  # what all but addresses need; most texts end here
-
-# Earlier recognisers win where two see the same characters. The check sees the matched value.
-_RECOGNISERS: list[tuple[str, re.Pattern[str], Callable[[str], bool]]] = [
-    (
-        "email",
-        re.compile(
-            r"""(?<![\w.+%-])(?P<value>[\w+%][\w.+%-]{0,63}@(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24})
-        (?![\w(]|[-.]\w|@)""",
-            re.VERBOSE,
-        ),
-        lambda value: (
-            not value.lower().endswith((".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"))  # icon@2x.png
-            and not value.startswith("git@")
-        ),
-    ),
-    (
-        "iban",
-        _shape("|".join(rf"{c[:2]}\d\d(?:[\ -]?[a-z0-9]){{{int(c[2:]) - 4}}}" for c in _IBAN_LENGTHS.split())),
-        _is_iban,
-    ),
-    ("card", _shape(r"\d{13,19} | \d{4}(?P<gap>[\ -])\d{4}(?P=gap)\d{4}(?P=gap)\d{4}"), _is_card),
-    (
-        "card",
-        _shape(r"""\d{4}(?P<gap>[\ -])(?:
-        \d{6}(?P=gap)\d{4,5} | (?:\d{4}(?P=gap)){2}(?:\d{1,3} | \d{4}(?P=gap)\d{1,3}))"""),
-        _is_card,
-    ),
-    (
-        "phone",
-        _shape(rf"""\+[1-9]\d{{0,2}}(?!\.\d+(?![\d.]))[\ ./-]?(?:\(\d{{1,4}}\)\ ?)?\d{{1,12}}
-        (?:[\ ./-]\d{{2,8}}){{0,5}}{_EXTENSION}"""),
-        _is_phone(9, 15),
-    ),
-    ("phone", _shape(rf"00[1-9]\d{{0,2}}(?:[\ ./-]\d{{2,8}}){{2,5}}{_EXTENSION}"), _is_phone(11, 17)),
-    (
-        "phone",
-        _shape(rf"(?:1[\ .-])?(?:[2-9]\d\d[\ .-]|\([2-9]\d\d\)\ ?)\d{{3}}[\ .-]\d{{4}}{_EXTENSION}", _FIRST),
-        _is_phone(10, 11),
-    ),  # North America
-    (
-        "phone",
-        _shape(
-            r"""(?:0[1-9](?:[\ .-]\d\d){4} | 0[1-9]\d{2,3}(?:[\ .-]\d\d){3}
-      | (?:0[1-9]\d{0,4}[\ /-] | \(0[1-9]\d{0,4}\)\ ?)(?:\d{6,8} | \d{3,4}[\ -]\d{2,4}(?:[\ -]\d{2,4})?))
-      (?!\ \d)""",
-            _FIRST,
-        ),
-        _is_phone(10, 12),
-    ),  # a trunk zero and groups: France, Belgium, Britain, Germany, Australia
-    ("phone", _shape(r"07\d{9} | 0[67]\d{8} | 01[567]\d{8,9}", r"(?<!\.)"), _is_phone(10, 12)),  # mobiles in one piece
-    ("phone", _shape(r"\(?\d(?:[\ ()./-]{0,2}\d){6,14}", _LABEL), _is_phone(7, 15)),
-]
-
-
-def find(text: str) -> list[Find]:
-    """The kinds and places (start, end) of personal data in a text, in its order, without overlaps."""
-    if "@" not in text and not (_DIGIT.search(text) and _PROMISING.search(text)):
-        return []
-    found: list[Find] = []
-    for kind, shape, is_genuine in _RECOGNISERS:
-        for match in shape.finditer(text):
-            start, end = match.span("value")
-            if is_genuine(match["value"]) and not any(start < e and s < end for _, s, e in found):
-                found.append((kind, start, end))
-    return sorted(found, key=lambda f: f[1])
-
-
-def personal_data(rows: Iterable[Row], mode: Literal["replace", "drop", "report"]) -> Iterator[Kept | Dropped]:
-    """Replaces personal data by placeholders, drops the rows that hold any, or only notes its kinds in them.
-
-    A placeholder such as [EMAIL_1] stands for one value throughout the row, system message, tool calls and rejected
-    answer included. A row goes also in `replace` mode where a placeholder would break an answer that is JSON.
+    A placeholder such as [EMAIL_1], or a surrogate such as user1@example.com, stands for one value throughout the row,
+    system message, tool calls and rejected answer included. A row goes also where it would break an answer that is
+    JSON. `finder` is a Python file with the project's own `find`; ConfigError for one that is of no use.
     """
+    find_all = partial(_also, _own(finder, finder.stat().st_mtime_ns)) if finder else find
     for row in rows:
-        if not any(map(find, _texts([row.messages, row.rejected]))):
+        if not any(map(find_all, strings.of_row(row))):
             yield Kept(row)
             continue
-        replaced, kinds = _replaced(row)
+        kinds = sorted({kind for text in strings.of_row(row) for kind, _, _ in find_all(text)})
         if mode == "report":
             yield Kept(replace(row, changes=[*row.changes, *(f"contains: {kind}" for kind in kinds)]))
         elif mode == "drop":
             yield Dropped(row, "personal data", ", ".join(kinds))
-        elif any(_is_json(old) and not _is_json(new) for old, new in zip(_answers(row), _answers(replaced))):
-            yield Dropped(row, "personal data", f"{', '.join(kinds)}, as a number in a JSON answer, where no text fits")
         else:
-            yield Kept(replace(replaced, changes=[*row.changes, *(f"replaced: {kind}" for kind in kinds)]))
+            replaced = _replaced(row, find_all, surrogates.surrogate if mode == "surrogate" else surrogates.placeholder)
+            if any(_is_json(old) and not _is_json(new) for old, new in zip(_answers(row), _answers(replaced))):
+                told = f"{', '.join(kinds)}, as a number in a JSON answer, where no text fits"
+                yield Dropped(row, "personal data", told)
+            else:
+                yield Kept(replace(replaced, changes=[*row.changes, *(f"replaced: {kind}" for kind in kinds)]))
 
 
-def _replaced(row: Row) -> tuple[Row, list[str]]:
-    """The row with placeholders, and the kinds that it held."""
-    taken = set(_PLACEHOLDER.findall(f"{row.messages} {row.rejected}"))
+def find(text: str) -> list[Find]:
+    """The kinds and places (start, end) of personal data in a text, in its order, without overlaps.
+
+    Of two that see the same characters, the one that is tried first wins."""
+    found: list[Find] = []
+    marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
+    for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
+        for match in recogniser.shape.finditer(text, start, stop):
+            value = match["value"]
+            if value and recogniser.is_genuine(value):
+                _enter(found, (recogniser.kind, *match.span("value")))
+    return found
+
+
+def _enter(found: list[Find], new: Find) -> None:
+    """Into its place, if it is free."""
+    at = bisect_right(found, new[1], key=itemgetter(1))
+    if (at == 0 or found[at - 1][2] <= new[1]) and (at == len(found) or new[2] <= found[at][1]):
+        found.insert(at, new)
+
+
+def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, int]]:
+    """The recognisers that may find something, and the stretches of the text where they may, as far as can be said
+    without looking for it; `marks` are the text's digits and signs."""
+    digits = len(marks.translate(None, _NO_DIGIT))
+    everywhere = [(0, len(text))]
+    if "-BEGIN" in text:
+        yield from _tried(recognisers.PEM, everywhere)
+    if digits or "hf_" in text:
+        if "eyJ" in text:
+            yield from _tried(recognisers.JWTS, everywhere)
+        if any(sign in text for sign in _BEGINNINGS) or ("_" in text and any(sign in text for sign in _UNDERSCORED)):
+            yield from _tried(recognisers.PREFIXED, everywhere)
+    if "@" in text and (":/" in text or ":\\/" in text):
+        yield from _tried(recognisers.LOGINS, everywhere)
+    if digits and "=" in text:
+        yield from _tried(recognisers.PARAMETERS, everywhere)
+    lower = text.lower()
+    if len(lower) == len(text):  # so that places are the same; İ alone becomes longer
+        yield from _tried(recognisers.PASSWORDS, _around(lower, _PASSWORD, 0, 240))
+        if digits and any(sign in lower for sign in _TOKENS):
+            yield from _tried(recognisers.TOKENS, _around(lower, _TOKEN, 16, 540))
+    if "@" in text:
+        yield from _tried(recognisers.ADDRESSES, everywhere)
+    if digits >= 7:
+        yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
+    if digits >= 4:
+        yield from _tried(recognisers.HOSTS_4, _around(text, _DOTTED, 24, 8))
+        yield from _tried(recognisers.HOSTS_6, _around(text, _COLONS, 40, 40))
+
+
+def _around(text: str, sign: re.Pattern[str], before: int, after: int) -> list[tuple[int, int]]:
+    """The stretches of a text around the places where a sign stands."""
+    stretches: list[tuple[int, int]] = []
+    for match in sign.finditer(text):
+        start, stop = max(0, match.start() - before), min(len(text), match.end() + after)
+        if stretches and start <= stretches[-1][1]:
+            stretches[-1] = stretches[-1][0], stop
+        else:
+            stretches.append((start, stop))
+    return stretches
+
+
+def _tried(group: list[Recogniser], stretches: list[tuple[int, int]]) -> Iterator[tuple[Recogniser, int, int]]:
+    for recogniser in group if stretches else ():
+        for start, stop in stretches:
+            yield recogniser, start, stop
+
+
+@lru_cache(maxsize=4)
+def _own(path: Path, changed_ns: int) -> Callable[[str], list[Find]]:
+    """The project's own `find`, read once a process: what it loads may be large."""
+    function = plugin.function(path, "find", "text", "a list of (kind, start, end)")
+
+    def found(text: str) -> list[Find]:
+        try:
+            given = function(text)
+        except plugin.Fault as fault:
+            raise _useless(path, str(fault)) from None
+        if not isinstance(given, list | tuple) or not all(_is_find(item, len(text)) for item in given):
+            raise _useless(path, f"it returned {given!r:.200} for a text of {len(text)} characters")
+        return [(str(kind), start, end) for kind, start, end in given]
+
+    return found
+
+
+def _is_find(item: object, length: int) -> bool:
+    match item:
+        case (str(kind), int(start), int(end)):
+            return bool(_KIND.fullmatch(kind)) and 0 <= start < end <= length
+    return False
+
+
+def _useless(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"data.clean.find_personal: `find` of {path.name} cannot be used",
+        why,
+        f"mend {path}: `find(text)` returns a list of (kind, start, end), the kind a word, the places within the text",
+    )
+
+
+def _also(own: Callable[[str], list[Find]], text: str) -> list[Find]:
+    """What is found by shape, and by the project's own `find` where nothing was."""
+    found = find(text)
+    for new in own(text):
+        _enter(found, new)
+    return found
+
+
+def _replaced(row: Row, find_all: Callable[[str], list[Find]], stand_in: Callable[[str, str, int], str]) -> Row:
+    """The row with another value for each one found, the same for the same, and none that the row held before."""
+    held = "\n".join(strings.of_row(row)).casefold()
+    taken = {surrogates.same(kind, text[i:j]) for text in strings.of_row(row) for kind, i, j in find_all(text)}
     given: dict[tuple[str, str], str] = {}
 
-    def placeholder(kind: str, value: str) -> str:
-        same = value.casefold() if kind == "email" else re.sub(r"\W", "", value).upper()  # one number, written two ways
-        if (kind, same) not in given:
-            given[kind, same] = next(p for n in count(1) if (p := f"[{kind.upper()}_{n}]") not in taken)
-            taken.add(given[kind, same])
-        return given[kind, same]
+    def new_value(kind: str, value: str) -> str:
+        known = surrogates.same(kind, value)
+        if known not in given:
+            for number in count(1 + sum(of_kind == known[0] for of_kind, _ in given)):
+                new = stand_in(kind, value, number)
+                if surrogates.same(kind, new) not in taken and new.casefold() not in held:
+                    break
+            taken.add(surrogates.same(kind, new))
+            given[known] = new
+        return given[known]
 
     def cleaned(text: str) -> str:
         parts, end = [], 0
-        for kind, start, stop in find(text):
-            parts += [text[end:start], placeholder(kind, text[start:stop])]
+        for kind, start, stop in find_all(text):
+            parts += [text[end:start], new_value(kind, text[start:stop])]
             end = stop
         return "".join([*parts, text[end:]])
 
-    messages = _with_texts(row.messages, cleaned)
-    rejected = None if row.rejected is None else cleaned(row.rejected)
-    return replace(row, messages=messages, rejected=rejected), sorted({kind for kind, _ in given})
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
-
-
-def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_with_texts(item, change) for item in value]
-    return {key: _with_texts(item, change) for key, item in value.items()} if isinstance(value, dict) else value
+    return strings.changed(row, cleaned)
 
 
 def _answers(row: Row) -> list[str]:

@@ -19,18 +19,32 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from tunesmith.core.data_section import Clean
+from tunesmith.core.data_section import Clean, Length
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import answers, contradictions, dedup, parts, pii, similar, traits
-from tunesmith.data.traits import Places, Ruling, Traits, prompt_text
+from tunesmith.data import (
+    answers,
+    benchmarks,
+    contradictions,
+    dedup,
+    filters,
+    parts,
+    pii,
+    repair,
+    review,
+    similar,
+    traits,
+)
+from tunesmith.data.benchmarks import Questions
+from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
-VERSION = 2
+VERSION = 3
 
 Stage = Callable[[Iterable[Row]], Iterator[Kept | Dropped]]
-Judgement = Callable[[Traits, Places], Iterable[Ruling]]
+Judgement = Callable[[Traits, Places], Iterable[Ruling | Finding]]
 Rulings = dict[int, list[tuple[str, Ruling]]]  # by the row's place: the stage, and what it says
 
 _MAX_LABELS = 30  # a field with more distinct values is no label
@@ -40,23 +54,52 @@ _MANY_LABELS = 300  # nor will one with more of them in a single part become one
 def stages(clean: Clean) -> Iterator[tuple[str, Stage]]:
     """What is seen in a row by itself, in its order; a new stage is one more line.
 
-    A placeholder may break the schema that the text before it followed, so what was replaced is held against the schema
-    again.
+    Texts are repaired before anything looks at them. A placeholder may break the schema that the text before it
+    followed, so what was replaced is held against the schema again. Filters come last: a row that they drop shows in a
+    report no personal data that was found in it.
     """
+    if clean.repair == "mend":
+        yield "text repair", repair.mend
     yield "empty answers", answers.empty
     if clean.answer == "json":
         yield "JSON answers", answers.json_answers
     if clean.answer_schema:
         yield "answer schema", partial(answers.follows_schema, schema=clean.answer_schema)
-    yield "personal data", partial(pii.personal_data, mode=clean.personal_data)
-    if clean.answer_schema and clean.personal_data == "replace":
+    yield "personal data", partial(pii.personal_data, mode=clean.personal_data, finder=clean.find_personal)
+    if clean.answer_schema and clean.personal_data in ("replace", "surrogate"):
         yield "answer schema after replacement", partial(answers.follows_schema, schema=clean.answer_schema)
+    if clean.length != Length(unit=clean.length.unit):
+        yield "length", partial(filters.length, limits=clean.length)
+    if clean.repetition.lines is not None or clean.repetition.runs is not None:
+        yield "repetition", partial(filters.repetition, limits=clean.repetition)
+    if clean.languages:
+        yield "languages", partial(filters.languages, wanted=clean.languages)
+    if clean.toxicity.above is not None:
+        yield "toxicity", partial(filters.toxicity, limit=clean.toxicity)
 
 
-def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple[str, Judgement]]:
+@dataclass(frozen=True)
+class Whole:
+    """What judgements look at besides traits: sketches of the prompts, and behind them of benchmarks' questions; and
+    which question each row shares a run of words with."""
+
+    prompts: similar.Sketches | None
+    questions: Questions | None
+    shared_N: NDArray[np.int32]
+
+
+def judgements(clean: Clean, whole: Whole) -> Iterator[tuple[str, Judgement]]:
     """What is seen in all rows together. Contradictions come before duplicates: a majority is counted over rows that
     are still there to vote."""
-    yield "contradictions", partial(contradictions.resolve, mode=clean.contradictions)
+    prompts = whole.prompts
+    if whole.questions and prompts:
+        known = partial(benchmarks.known, prompts=prompts, shared_N=whole.shared_N, questions=whole.questions)
+        yield "benchmarks", known
+    decisions = review.decisions(clean.reviewed) if clean.reviewed else None
+    yield (
+        "contradictions",
+        partial(contradictions.resolve, mode=clean.contradictions, one_right=clean.single_answer, reviewed=decisions),
+    )
     if clean.duplicates == "drop":
         yield "exact duplicates", dedup.exact
     if clean.near_duplicates is not None and prompts:
@@ -68,10 +111,10 @@ def judgements(clean: Clean, prompts: similar.Sketches | None) -> Iterator[tuple
 
 
 def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
-    """Writes `rows.jsonl` and `dropped.jsonl` (each row with its reason, detail and stage). Parts of the work that are
-    done stand in `kept`, where a run that goes on finds them.
+    """Writes `rows.jsonl` and `dropped.jsonl` (each row with its reason, detail and stage), and `review.jsonl`, if rows
+    wait for a person. Parts of the work that are done stand in `kept`, where a run that goes on finds them.
 
-    Raises ConfigError for an answer schema that cannot be used, DataError when no row is left.
+    Raises ConfigError for an answer schema or for decisions that cannot be used, DataError when no row is left.
     """
     if clean.answer_schema and clean.answer != "json":
         raise ConfigError(
@@ -81,14 +124,21 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         )
     pieces = list(parts.cut(raw / "rows.jsonl"))
     rows_in = sum(piece.lines for piece in pieces)
-    cut = similar.banding(clean.near_duplicates, rows_in) if clean.near_duplicates is not None else None
+    questions = benchmarks.read(clean.benchmarks) if clean.benchmarks else None
+    cut = _cut(clean, rows_in)
     with parts.workplace(kept, out) as work:
-        done = parts.each("clean", partial(_part, clean, cut), pieces, work)
+        asked = [work / "benchmarks"] if questions else []
+        if questions and cut:
+            benchmarks.write(asked[0], questions, cut)
+        done = parts.each("clean", partial(_part, clean, cut, asked), pieces, work)
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
-        prompts = similar.read(folders, work / "shingles", cut) if cut else None
-        rulings = _judge(judgements(clean, prompts), rows, found)
+        prompts = similar.read([*folders, *asked], work / "shingles", cut) if cut else None
+        whole = Whole(prompts, questions, benchmarks.together(folders if questions else []))
+        rulings = _judge(judgements(clean, whole), rows, found)
         left = _write(done, rows, rulings, out, found)
+    if found.reasons[contradictions.WAITS]:
+        review.write(out)
     reasons = dict(found.reasons.most_common())
     assert rows_in == len(left) + sum(reasons.values()), f"{rows_in} rows in, {len(left)} kept, dropped: {reasons}"
     if not len(left):
@@ -99,7 +149,12 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         )
     told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     return {
-        "headline": f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
+        "headline": "; ".join(
+            [
+                f"{len(left):,} of {rows_in:,} rows kept" + (f"; dropped: {told}" if told else ""),
+                *(warning.rstrip(".") for warning in found.warnings),
+            ]
+        ),
         "rows_in": rows_in,
         "kept": len(left),
         "dropped": rows_in - len(left),
@@ -109,7 +164,16 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         "labels": found.few_labels(),
         "prompt_words": _lengths(rows["prompt_words"][left]),
         "answer_words": _lengths(rows["answer_words"][left]),
+        **found.findings,
+        "warnings": found.warnings,
     }
+
+
+def _cut(clean: Clean, rows: int) -> similar.Banding | None:
+    """How prompts are sketched, if they must be: for the lowest of the similarities that are asked for."""
+    asked = [clean.near_duplicates] if clean.near_duplicates is not None else []
+    asked += [benchmarks.ALIKE] if clean.benchmarks else []
+    return similar.banding(min(asked), rows) if asked else None
 
 
 @dataclass
@@ -121,6 +185,8 @@ class _Found:
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what judgements say of many rows together
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, done: list[parts.Done], json: bool) -> _Found:
@@ -154,7 +220,9 @@ class _Found:
         return {name: values for name, values in counted.items() if 0 < len(values) <= _MAX_LABELS}
 
 
-def _part(clean: Clean, cut: similar.Banding | None, part: parts.Part, folder: Path) -> dict[str, Any]:
+def _part(
+    clean: Clean, cut: similar.Banding | None, asked: list[Path], part: parts.Part, folder: Path
+) -> dict[str, Any]:
     """The stages over the rows of one part: what they leave and drop, and the traits and sketches of what is left."""
     lines: list[bytes | None] = list(part.read())
     rows = [Row.from_json(orjson.loads(line)) for line in lines if line]
@@ -177,7 +245,10 @@ def _part(clean: Clean, cut: similar.Banding | None, part: parts.Part, folder: P
         file.writelines(line or _line(row) for row, line in zip(rows, lines))
     traits.write(folder, traits.of(rows, traits.compared, traits.COMPARED))
     if cut:
-        similar.write(folder, [prompt_text(row) for row in rows], cut)
+        prompts = [prompt_text(row) for row in rows]
+        similar.write(folder, prompts, cut)
+        for questions in asked:
+            benchmarks.shared(questions, prompts).tofile(folder / "shared")
     found.count(rows)
     few = {label: values for label, values in found.labels.items() if len(values) <= _MANY_LABELS}
     return {"stages": found.stages, "reasons": found.reasons, "changes": found.changes, "labels": few}
@@ -187,12 +258,17 @@ def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Fo
     left, rulings = np.arange(len(rows)), defaultdict(list)
     for name, judge in judgements:
         started = time.perf_counter()
-        said = list(judge(rows, left))
-        for ruling in said:
-            rulings[ruling.place].append((name, ruling))
-        gone = np.array([ruling.place for ruling in said if ruling.reason], np.int64)
+        gone = []
+        for said in judge(rows, left):
+            if isinstance(said, Finding):
+                found.findings[said.name] = said.facts
+                found.warnings += said.warnings
+                continue
+            rulings[said.place].append((name, said))
+            if said.reason:
+                gone.append(said.place)
         found.enter(name, len(left), len(gone), time.perf_counter() - started)
-        left = np.setdiff1d(left, gone, assume_unique=True)
+        left = np.setdiff1d(left, np.array(gone, np.int64), assume_unique=True)
     return dict(rulings)
 
 

@@ -56,7 +56,7 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
-def _not_utf8() -> Unusable:
+def not_utf8() -> Unusable:
     return Unusable("not valid UTF-8", "save it as UTF-8: a byte in it belongs to another encoding")
 
 
@@ -66,7 +66,7 @@ def of_lines(lines: Iterable[str], first: int, as_json: bool) -> Iterator[Record
         if not text.strip():
             continue
         if not is_unicode(text):
-            yield Record(line, size, text=text, problem=_not_utf8())
+            yield Record(line, size, text=text, problem=not_utf8())
         elif not as_json:
             yield Record(line, size, {"text": text.strip()}, text)
         else:
@@ -142,7 +142,7 @@ def _salvaged(text: str) -> Iterator[Record]:
         if is_unicode(piece):
             yield Record(number, _size(piece), value, piece)
         else:
-            yield Record(number, _size(piece), text=piece, problem=_not_utf8())
+            yield Record(number, _size(piece), text=piece, problem=not_utf8())
     if inside and at == len(text):
         fix = "the array is not closed: write or copy the file again, whole"
         yield _rest(number + 1, "", Unusable("not valid JSON", fix))
@@ -210,7 +210,7 @@ def of_csv(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
                 f"{len(cells)}: put texts that hold `{delimiter}` in double quotes",
             )
         if not is_unicode(text):
-            problem = _not_utf8()
+            problem = not_utf8()
         yield Record(
             line,
             _size(text),
@@ -223,7 +223,7 @@ def of_csv(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
 
 def _columns(path: Path, cells: list[str], problem: Unusable | None) -> list[str]:
     if not is_unicode("".join(cells)):
-        problem = _not_utf8()
+        problem = not_utf8()
     if problem is not None:
         raise DataError(f"the header of {path.name} cannot be read", problem.reason, problem.fix)
     columns = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]

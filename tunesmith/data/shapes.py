@@ -7,9 +7,12 @@ an instruction is not read as Alpaca, and one with a good or bad label is not re
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from tunesmith.core.data_section import Fields
@@ -54,6 +57,7 @@ class Conversation:
     tools: list[dict[str, Any]]
     rejected: str | None
     notes: list[str]
+    time: float | None = None
 
 
 def read(record: Any, fields: Fields | None, system: str | None, notes: list[str]) -> Conversation:
@@ -71,7 +75,23 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
-    return Conversation(reading.shape, messages, _tools(record.get("tools"), notes), rejected, sorted(set(notes)))
+    tools, time = _tools(record.get("tools"), notes), _time(record.get(fields.time)) if fields.time else None
+    return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time)
+
+
+def _time(value: Any) -> float | None:
+    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too."""
+    if value in (None, ""):
+        return None
+    with suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(number := float(value)):
+            return number
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        fix = f"write it as 2026-01-31, 2026-01-31T12:00 or a number; {short(value)} stands there"
+        raise Unusable("time cannot be read", fix) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _worse_answer(reading: Reading, notes: list[str]) -> str:
@@ -79,6 +99,21 @@ def _worse_answer(reading: Reading, notes: list[str]) -> str:
     if better["role"] != "assistant" or worse["role"] != "assistant":
         raise Unusable("chosen and rejected are not answers", "end both with a message of the role assistant")
     return str(worse["content"])
+
+
+def prompt(record: Any, notes: list[str]) -> list[Message]:
+    """The prompt in a plain record, which needs no answer. Raises Unusable where there is none."""
+    if not isinstance(record, dict):
+        raise Unusable("record is not an object", f"write it as an object with named keys; it is {kind(record)}")
+    try:
+        turns = recognise(record, notes).turns
+    except Unusable as problem:
+        found = _prompt(record, notes)
+        if found is None:
+            raise problem from None
+        turns = found
+    messages = [message(turn, notes) for turn in turns]
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
 
 
 def recognise(record: Record, notes: list[str]) -> Reading:

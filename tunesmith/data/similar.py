@@ -24,14 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint32]
-Kinds = NDArray[np.uint64]
+Codes = NDArray[np.uint64]
 Pairs = tuple[Ints, Ints]  # (later_P, earlier_P): places of texts
 
 SHINGLE = 4  # characters
@@ -40,8 +39,12 @@ _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,
 _HALF, _LOWER, _MIX = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint32(0x9E3779B1)
 _BLOCK = 1 << 17  # shingles that are hashed at once: they stay in the processor's cache
 _AT_ONCE = 1 << 22  # shingles that are compared at once
+_WORDS = 4  # of 64 bits: the marks by which most pairs are told apart at a glance
+_PAIRS = 1 << 20  # pairs that are looked at together
 _NEIGHBOURS = 32  # texts of a bucket that each of its texts is compared with, and as many first ones
 _ALL_PAIRS = 2_000  # texts of a bucket whose pairs are all compared where need be
+_CROWD = _ALL_PAIRS**2  # pairs of texts on two sides of a bucket that are all compared where need be
+_SIDE = 1_000  # texts of a side of a bucket that are compared with the other at once
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ class Sets:
     @cached_property
     def starts_N(self) -> Ints:
         return self.ends_N - self.sizes_N
+
+    @cached_property
+    def marks_NW(self) -> NDArray[np.uint64]:
+        """A bit of each text's words for each of its shingles; several may share one."""
+        marks_NW = np.zeros((len(self.ends_N), _WORDS), np.uint64)
+        for texts in _blocks(self.ends_N, _BLOCK):
+            first = self.starts_N[texts.start]
+            shingles = self.shingles_S[first : self.ends_N[texts.stop - 1]]
+            bits, words = np.uint64(1) << (shingles & np.uint32(63)).astype(np.uint64), shingles >> np.uint32(6)
+            for word in range(_WORDS):
+                here = np.where(words % np.uint32(_WORDS) == word, bits, np.uint64(0))
+                marks_NW[texts, word] = np.bitwise_or.reduceat(here, self.starts_N[texts] - first)
+        return marks_NW
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,15 @@ class Sketches:
 
     sets: Sets
     bands: Callable[[], Iterator[Hashes]]
+
+
+@dataclass(frozen=True)
+class Across:
+    """Of texts that are held against others: those that are like one, the first one found, and how alike they are; and
+    those that met too many to be compared with all, though like none of the first ones: one of them."""
+
+    alike: dict[int, tuple[int, float]]
+    uncompared: dict[int, int]
 
 
 def sketched(texts: Sequence[str], cut: Banding) -> Sketches:
@@ -182,7 +207,7 @@ def similarities(sets: Sets, pairs: Pairs) -> NDArray[np.float64]:
 
 
 def repeats(
-    of: Sketches, threshold: float, texts: Ints, kinds_N: Kinds, spared_N: Kinds | None = None
+    of: Sketches, threshold: float, texts: Ints, kinds_N: Codes, spared_N: Codes | None = None
 ) -> dict[int, tuple[int, float]]:
     """Which of these texts are like an earlier one of their kind that is like none itself: that one (the first of
     them), and how alike they are. Two that agree in `spared_N` are not held to be alike.
@@ -192,17 +217,19 @@ def repeats(
     """
     _, kind_of, times = np.unique(kinds_N[texts], return_inverse=True, return_counts=True)
     texts = texts[times[kind_of] > 1]
-    kinds, found = kinds_N[texts] * _FACTORS[0], np.zeros(0, np.uint64)
+    kinds = (kinds_N[texts] * _FACTORS[0] >> _HALF).astype(np.uint32)
+    compared, found = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
     for band_N in of.bands() if len(texts) else ():
         places_M, firsts_M = _buckets(kinds ^ band_N[texts])
-        for later_P, earlier_P in _meetings(texts[places_M], firsts_M):
+        for pairs in _many(_meetings(texts[places_M], firsts_M)):
+            codes = np.setdiff1d(_codes(*_possible(of.sets, pairs, threshold)), compared, assume_unique=True)
+            later_P, earlier_P = _pairs(codes)
             wanted = kinds_N[later_P] == kinds_N[earlier_P]
             if spared_N is not None:
                 wanted &= spared_N[later_P] != spared_N[earlier_P]
-            wanted &= ~np.isin(_codes(later_P, earlier_P), found)
-            alike = _alike(of.sets, (later_P[wanted], earlier_P[wanted]), threshold)
-            found = np.union1d(found, _codes(*alike))
-    later_P, earlier_P = (found >> _HALF).astype(np.int64), (found & _LOWER).astype(np.int64)
+            alike = _codes(*_alike(of.sets, (later_P[wanted], earlier_P[wanted]), threshold))
+            compared, found = _merged(compared, codes), _merged(found, alike)
+    later_P, earlier_P = _pairs(found)
     repeated: dict[int, tuple[int, float]] = {}
     alike_P = similarities(of.sets, (later_P, earlier_P))
     for later, earlier, similarity in zip(later_P.tolist(), earlier_P.tolist(), alike_P.tolist()):
@@ -214,18 +241,22 @@ def repeats(
 def joined(of: Sketches, threshold: float, texts: Ints, known: Pairs) -> tuple[Ints, int]:
     """Groups of these texts between which no two are alike, nor a pair of those known to belong together: for every
     text the first of its group; and how many were joined on suspicion, since too many met to compare them all."""
-    first_N, suspected = np.arange(len(of.sets.ends_N)), 0
+    first_N, suspected, compared = np.arange(len(of.sets.ends_N)), 0, np.zeros(0, np.uint64)
     _join(first_N, *known)
     for band_N in of.bands():
         places_M, firsts_M = _buckets(band_N[texts])
-        for pairs in _meetings(texts[places_M], firsts_M):
-            _join(first_N, *_alike(of.sets, _apart(first_N, pairs), threshold))
+        for pairs in _many(_meetings(texts[places_M], firsts_M)):
+            possible = _possible(of.sets, _apart(first_N, pairs), threshold)
+            codes = np.setdiff1d(_codes(*possible), compared, assume_unique=True)
+            _join(first_N, *_alike(of.sets, _pairs(codes), threshold))
+            compared = _merged(compared, codes)
         for bucket in _large(texts[places_M], firsts_M):
             if len(np.unique(_first(first_N, bucket))) == 1:
                 continue
             if len(bucket) <= _ALL_PAIRS:
                 later, earlier = np.tril_indices(len(bucket), -1)
-                _join(first_N, *_alike(of.sets, _apart(first_N, (bucket[later], bucket[earlier])), threshold))
+                pairs = _possible(of.sets, _apart(first_N, (bucket[later], bucket[earlier])), threshold)
+                _join(first_N, *_alike(of.sets, pairs, threshold))
             else:
                 _join(first_N, bucket[1:], bucket[:-1])
                 suspected += len(bucket)
@@ -233,38 +264,52 @@ def joined(of: Sketches, threshold: float, texts: Ints, known: Pairs) -> tuple[I
     return first_N, suspected
 
 
-def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> dict[int, tuple[int, float]]:
-    """Which of the others are like one of these: the first one found, and how alike they are. (A text that meets more
-    than two thousand of these in one bucket is compared with so many.)"""
+def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> Across:
+    """Which of the others are like one of these."""
     place, which = np.concatenate([these, others]), np.repeat([0, 1], [len(these), len(others)])
-    found: dict[int, tuple[int, float]] = {}
+    found, uncompared = Across({}, {}), dict[int, int]()
     answered_N = np.zeros(len(of.sets.ends_N), bool)
+
+    def note(pairs: Pairs) -> None:
+        for other, this, similarity in zip(*(side.tolist() for side in (*pairs, similarities(of.sets, pairs)))):
+            found.alike.setdefault(other, (this, similarity))
+        answered_N[pairs[0]] = True
+
     for band_N in of.bands() if len(these) and len(others) else ():
-        order = np.lexsort((which, band_N[place]))
-        bucket_of = np.cumsum(np.diff(band_N[place[order]], prepend=0) != 0)
-        mine = which[order] == 0
-        held = np.bincount(bucket_of[mine], minlength=len(order) + 1)[bucket_of]
-        first = np.searchsorted(bucket_of, bucket_of)
-        asking = np.flatnonzero(~mine & (held > 0))
-        for k in range(min(int(held[asking].max(initial=0)), _ALL_PAIRS)):
-            asking = asking[(held[asking] > k) & ~answered_N[place[order[asking]]]]
-            if not len(asking):
-                break
-            pairs = _alike(of.sets, (place[order[asking]], place[order[first[asking] + k]]), threshold)
-            for other, this, similarity in zip(*(side.tolist() for side in (*pairs, similarities(of.sets, pairs)))):
-                found.setdefault(other, (this, similarity))
-            answered_N[pairs[0]] = True
+        places_M, firsts_M = _buckets(band_N[place])  # in each bucket these come first
+        mine = which[places_M] == 0
+        bucket_M = np.cumsum(firsts_M == np.arange(len(firsts_M))) - 1
+        held, asked = np.bincount(bucket_M[mine], minlength=len(mine)), np.bincount(bucket_M[~mine])
+        texts_M = place[places_M]
+        asking = np.flatnonzero(~mine & (held[bucket_M] > 0) & ~answered_N[texts_M])
+        few = np.minimum(held[bucket_M[asking]], _NEIGHBOURS)
+        for some in _blocks(np.cumsum(few), _PAIRS):
+            it = np.repeat(asking[some], few[some])
+            nth = np.arange(len(it)) - np.repeat(np.cumsum(few[some]) - few[some], few[some])
+            pairs = _possible(of.sets, (texts_M[it], texts_M[firsts_M[it] + nth]), threshold)
+            note(_alike(of.sets, pairs, threshold))
+        asking = asking[(held[bucket_M[asking]] > _NEIGHBOURS) & ~answered_N[texts_M[asking]]]
+        for its in np.split(asking, np.flatnonzero(np.diff(bucket_M[asking])) + 1) if len(asking) else ():
+            bucket, begin = bucket_M[its[0]], firsts_M[its[0]]
+            met = texts_M[begin : begin + held[bucket]]
+            if len(met) * asked[bucket] > _CROWD:
+                uncompared.update(dict.fromkeys(texts_M[its].tolist(), int(met[0])))
+            else:
+                note(_alike_of(of.sets, texts_M[its], met[_NEIGHBOURS:], threshold))
+    found.uncompared.update({text: one for text, one in uncompared.items() if text not in found.alike})
     return found
 
 
-def _buckets(keys_N: NDArray[np.unsignedinteger[Any]]) -> Pairs:
+def _buckets(keys_N: Hashes) -> Pairs:
     """The texts that share their key with another, key by key (M of them), and where among these each key begins."""
-    order = np.argsort(keys_N, kind="stable")
-    begins = np.ones(len(order) + 1, bool)
-    begins[1:-1] = keys_N[order[1:]] != keys_N[order[:-1]]
+    ordered = (keys_N.astype(np.uint64) << _HALF) | np.arange(len(keys_N), dtype=np.uint64)
+    ordered.sort()  # faster than to sort places by their keys
+    begins = np.ones(len(ordered) + 1, bool)
+    begins[1:-1] = ordered[1:] >> _HALF != ordered[:-1] >> _HALF
     shared = ~(begins[:-1] & begins[1:])
     begins_M = begins[:-1][shared]
-    return order[shared], np.maximum.accumulate(np.where(begins_M, np.arange(len(begins_M)), 0))
+    places_M = (ordered[shared] & _LOWER).astype(np.int64)
+    return places_M, np.maximum.accumulate(np.where(begins_M, np.arange(len(begins_M)), 0))
 
 
 def _meetings(texts_M: Ints, firsts_M: Ints) -> Iterator[Pairs]:
@@ -282,6 +327,22 @@ def _meetings(texts_M: Ints, firsts_M: Ints) -> Iterator[Pairs]:
         yield texts_M[later_M], texts_M[firsts_M[later_M] + ahead]
 
 
+def _many(meetings: Iterator[Pairs]) -> Iterator[Pairs]:
+    """The same pairs, more of them at once: what is done with few costs more in calls than in work."""
+    held: list[Pairs] = []
+    for pairs in meetings:
+        held.append(pairs)
+        if sum(len(later_P) for later_P, _ in held) >= _PAIRS:
+            yield _concatenated(held)
+            held = []
+    if held:
+        yield _concatenated(held)
+
+
+def _concatenated(held: list[Pairs]) -> Pairs:
+    return np.concatenate([later_P for later_P, _ in held]), np.concatenate([earlier_P for _, earlier_P in held])
+
+
 def _large(texts_M: Ints, firsts_M: Ints) -> Iterator[Ints]:
     """The buckets in which not all pairs have met."""
     starts, sizes = np.unique(firsts_M, return_counts=True)
@@ -291,17 +352,60 @@ def _large(texts_M: Ints, firsts_M: Ints) -> Iterator[Ints]:
 
 
 def _alike(sets: Sets, pairs: Pairs, threshold: float) -> Pairs:
-    """Those of the pairs that are, after a look at their sizes alone."""
+    """Those of the pairs that are."""
+    alike = similarities(sets, pairs) >= threshold
+    return pairs[0][alike], pairs[1][alike]
+
+
+def _possible(sets: Sets, pairs: Pairs, threshold: float) -> Pairs:
+    """Those of the pairs that may be alike: as many as differ in a mark differ in a shingle, at least."""
     later_P, earlier_P = pairs
-    smaller, larger = np.sort(np.stack([sets.sizes_N[later_P], sets.sizes_N[earlier_P]]), 0)
-    possible = smaller >= threshold * larger - 1e-6  # 0.55 * 20 is more than 11
-    later_P, earlier_P = later_P[possible], earlier_P[possible]
-    alike = similarities(sets, (later_P, earlier_P)) >= threshold
-    return later_P[alike], earlier_P[alike]
+    one_PW, other_PW = sets.marks_NW[later_P], sets.marks_NW[earlier_P]
+    one_P, other_P = sets.sizes_N[later_P], sets.sizes_N[earlier_P]
+    shared_P = np.minimum(
+        one_P - np.bitwise_count(one_PW & ~other_PW).sum(1, np.int64),
+        other_P - np.bitwise_count(other_PW & ~one_PW).sum(1, np.int64),
+    )
+    possible = shared_P >= threshold * (one_P + other_P - shared_P) - 1e-6  # 0.55 * 20 is more than 11
+    return later_P[possible], earlier_P[possible]
 
 
-def _codes(later_P: Ints, earlier_P: Ints) -> NDArray[np.uint64]:
-    return (later_P.astype(np.uint64) << _HALF) | earlier_P.astype(np.uint64)
+def _alike_of(sets: Sets, texts: Ints, others: Ints, threshold: float) -> Pairs:
+    """Of all pairs of a text and one of the others, those that are alike. What all of them share is counted at once, as
+    a product of two matrices that say which text has which shingle: where all meet all, that is soonest done."""
+    from scipy.sparse import csr_array  # a fifth of a second, for the few data sets that have crowds
+
+    whole = np.concatenate([texts, others])
+    labelled = _labelled(sets, whole)
+    _, column = np.unique(labelled & _LOWER, return_inverse=True)
+    row_ends = np.concatenate([[0], np.cumsum(sets.sizes_N[whole])])
+    has = csr_array((np.ones(len(column), np.int32), column, row_ends), shape=(len(whole), column.max() + 1))
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for start in range(0, len(texts), _SIDE):
+        shared = (has[start : min(start + _SIDE, len(texts))] @ has[len(texts) :].T).tocoo()
+        pairs = texts[start + shared.row], others[shared.col]
+        alike = shared.data / (sets.sizes_N[pairs[0]] + sets.sizes_N[pairs[1]] - shared.data) >= threshold
+        found.append((pairs[0][alike], pairs[1][alike]))
+    later, earlier = (np.concatenate(side) for side in zip(*found))
+    return later, earlier
+
+
+def _codes(later_P: Ints, earlier_P: Ints) -> Codes:
+    """Pairs as numbers, in whose order the later text comes first; a pair that stands twice is one."""
+    codes = (later_P.astype(np.uint64) << _HALF) | earlier_P.astype(np.uint64)
+    codes.sort()
+    found: Codes = codes[np.diff(codes, prepend=~codes[:1]) != 0]
+    return found
+
+
+def _merged(codes: Codes, others: Codes) -> Codes:
+    merged = np.concatenate([codes, others])
+    merged.sort()
+    return merged
+
+
+def _pairs(codes_P: Codes) -> Pairs:
+    return (codes_P >> _HALF).astype(np.int64), (codes_P & _LOWER).astype(np.int64)
 
 
 def _apart(first_N: Ints, pairs: Pairs) -> Pairs:

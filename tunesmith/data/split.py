@@ -29,7 +29,7 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import parts, similar, traits
 from tunesmith.data.traits import Places, Traits, prompt_text
 
-VERSION = 2
+VERSION = 3
 
 SIDES = ("train", "validation", "test")  # a later one has the stronger claim to a prompt
 ALIKE = 0.7  # Jaccard similarity of prompts, from which on they belong together
@@ -58,6 +58,7 @@ class Assignment:
     group_N: Places = field(default_factory=lambda: np.zeros(0, np.int64))  # the first row of each one's group
     suspected: int = 0  # rows that were joined to a group without comparing them with all of it
     known: int = 0  # rows of a pinned exam that are like rows which were to train
+    uncompared: int = 0  # rows that might be like the pinned exam, and were dropped without comparing them with all
 
     def of(self, side: int) -> Places:
         return np.flatnonzero(self.side_N == side)
@@ -185,12 +186,17 @@ def _part_ways(rows: Traits, prompts: similar.Sketches, found: Assignment, held_
         if side not in rows["pin"]:
             others = np.intersect1d(others, held_out)  # free ones have no like on another side
         elif side == _TEST:
-            found.known = len(similar.across(prompts, ALIKE, others, mine))
-        for place, (other, similarity) in sorted(similar.across(prompts, ALIKE, mine, others).items()):
+            found.known = len(similar.across(prompts, ALIKE, others, mine).alike)
+        across = similar.across(prompts, ALIKE, mine, others)
+        for place, (other, similarity) in sorted(across.alike.items()):
             same = rows["prompt"][place] == rows["prompt"][other]
             reason = f"prompt also in {SIDES[side]}" if same else f"prompt like one in {SIDES[side]}"
             detail = "same prompt as" if same else f"{similarity:.2f} like"
             found.drop(place, reason, f"{detail} {rows.read_at(other)}")
+        for place, other in sorted(across.uncompared.items()):
+            met = f"met too many to compare with all of them, {rows.read_at(other)} among them"
+            found.drop(place, f"prompt perhaps like one in {SIDES[side]}", met)
+        found.uncompared += len(across.uncompared)
 
 
 def _over(rows: Traits, places: Places, limit: int | None) -> list[int]:
@@ -223,21 +229,24 @@ def _certify(
     """What the split vouches for, in `certificate.json`: that no test or validation row is like one that trains. It is
     looked for once more, among the rows as they were assigned, and told beside what a random split would have leaked.
     """
-    train, held_out = assigned.of(_TRAIN), np.flatnonzero(assigned.side_N > _TRAIN)
-    test = assigned.of(_TEST)
-    leaks = len(similar.across(prompts, ALIKE, train, held_out))
-    leaks += len(similar.across(prompts, ALIKE, test, assigned.of(_VALIDATION)))
+    train, validation, test = (assigned.of(side) for side in (_TRAIN, _VALIDATION, _TEST))
+    pairs = ((train, test), (train, validation), (test, validation))
+    found = [similar.across(prompts, ALIKE, these, others) for these, others in pairs]
+    leaks, uncompared = sum(len(one.alike) for one in found), sum(len(one.uncompared) for one in found)
     assert not leaks, f"{leaks} rows have their like on another side"
+    assert not uncompared, f"{uncompared} rows may have their like on another side"
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(assigned.side_N != _GONE))
     exam, rest = np.sort(drawn[: len(test)]), np.sort(drawn[len(test) :])
+    known = similar.across(prompts, ALIKE, rest, exam)
     facts = {
         "alike_from": ALIKE,
         "shingle": similar.SHINGLE,
         "missed": cut.missed(ALIKE),
         "leaks": leaks,
         "joined_on_suspicion": assigned.suspected,
+        "dropped_on_suspicion": assigned.uncompared,
         "pinned_exam": {"test": int((rows["pin"] == _TEST).sum()), "leaks": assigned.known},
-        "random_split": {"test": len(exam), "leaks": len(similar.across(prompts, ALIKE, rest, exam))},
+        "random_split": {"test": len(exam), "leaks": len(known.alike), "uncompared": len(known.uncompared)},
     }
     return certificate.seal(out, facts, [f"{side}.jsonl" for side in SIDES])
 

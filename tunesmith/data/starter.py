@@ -27,7 +27,7 @@ data:
   clean:
     answer: {answer}                # {answer_reason}
     # answer_schema: answer.schema.json   # a JSON Schema that every answer must follow
-    # personal_data: replace      # report (default), replace or drop e-mail addresses, phone and account numbers
+    # personal_data: replace      # report (default), replace, surrogate or drop: addresses, numbers, keys, passwords
     # contradictions: drop        # report (default), drop or majority: same prompt, different answers
   split:
     validation: 0.1             # chooses the best checkpoint

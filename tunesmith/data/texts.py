@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,11 +23,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tunesmith.core import certificate
+from tunesmith.core import certificate, inputs
 from tunesmith.core.console import progress
 from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Quarantined
-from tunesmith.data import documents
+from tunesmith.data import collect, documents
 from tunesmith.data.documents import Document
 from tunesmith.data.values import short
 
@@ -52,6 +53,7 @@ class Ledger:
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
+    furniture: int = 0
     earlier: dict[bytes, tuple[str, int]] = field(default_factory=dict)
 
     def fault(self, document: Document) -> tuple[str, str]:
@@ -89,7 +91,14 @@ class Blocks:
         self.cut += len(parts) > 1
 
 
-def run(texts: list[Path], block_tokens: int | None, max_quarantined: float, base: Base, out: Path) -> dict[str, Any]:
+def run(
+    texts: list[Path],
+    block_tokens: int | None,
+    max_quarantined: float,
+    base: Base,
+    out: Path,
+    kept: Path | None = None,
+) -> dict[str, Any]:
     """Writes the blocks of both sides as the arrays that data/format.py writes for rows, and `dropped.jsonl` and
     `quarantine.jsonl`.
 
@@ -104,14 +113,13 @@ def run(texts: list[Path], block_tokens: int | None, max_quarantined: float, bas
     begin, end = _before_text(tokenizer), _end_of_text(tokenizer, base.name)
     ledger = Ledger()
     blocks = Blocks(out / "blocks.bin", _longest(block_tokens, bases.facts(base.folder)["context"]))
-    with (
-        open(blocks.path, "wb") as file,
-        progress("texts", sum(path.stat().st_size for path in texts), "bytes") as bar,
-    ):
-        for batch in _batches(_kept(texts, ledger, out)):
-            for document, ids in zip(batch, _encoded(tokenizer, batch)):
-                blocks.add(file, [*begin, *ids, end], document.text)
-                bar.advance(len(document.text.encode()), document.source)
+    with collect.workplace(kept, out) as unpacked, open(blocks.path, "wb") as file:
+        items, skipped = _items(texts, unpacked)
+        with progress("texts", sum(item.path.stat().st_size for item in items), "bytes") as bar:
+            for batch in _batches(_kept(items, ledger, out)):
+                for document, ids in zip(batch, _encoded(tokenizer, batch)):
+                    blocks.add(file, [*begin, *ids, end], document.text)
+                    bar.advance(len(document.text.encode()), document.source)
     _refuse(ledger, max_quarantined)
     held_out_B = held_out(np.array(blocks.lengths), np.array(blocks.documents), blocks.digests)
     sides = {
@@ -122,12 +130,14 @@ def run(texts: list[Path], block_tokens: int | None, max_quarantined: float, bas
     names = [f"{side}.{kind}.npy" for side in sides for kind in ("ids", "learnt", "ends")]
     certificate.seal(out, {"leaks": 0, "exam": 0}, names)  # there is no exam to know
     return {
-        "headline": _headline(ledger, blocks, sides),
+        "headline": _headline(ledger, blocks, sides, skipped),
         "found": ledger.found.total(),
         "documents": ledger.kept.total(),
         "dropped": ledger.dropped.total(),
         "quarantined": ledger.quarantined.total(),
         "reasons": ledger.reasons,
+        "furniture": ledger.furniture,
+        "skipped": skipped,
         "cut": blocks.cut,
         "block_tokens": blocks.longest,
         "begin": tokenizer.convert_ids_to_tokens(begin),
@@ -138,15 +148,34 @@ def run(texts: list[Path], block_tokens: int | None, max_quarantined: float, bas
 
 
 def preview(path: Path, limit: int = 200) -> dict[str, Any]:
-    """The first documents of a file: what a document is there, how many, how the first three begin, what is broken."""
-    seen = list(itertools.islice(documents.read(path), limit))
+    """The first documents: what a document is there, how many, how the first three begin, what is broken."""
+    forms: dict[str, None] = {}
+    skipped: list[collect.Skipped] = []
+
+    def first(unpacked: Path) -> Iterator[Document | Quarantined]:
+        for one in collect.collected(path, documents.why_not, unpacked, head=True):
+            if isinstance(one, collect.Skipped):
+                skipped.append(one)
+                continue
+            forms[documents.form(one.path)] = None
+            yield from documents.read(one.path, one.name)
+
+    with tempfile.TemporaryDirectory() as unpacked:
+        seen = list(itertools.islice(first(Path(unpacked)), limit))
+    if not forms:
+        raise collect.nothing_to_read(path, collect.told(skipped), documents.KINDS)
     found = [item for item in seen if isinstance(item, Document)]
     return {
-        "form": documents.form(path),
+        "files": len(inputs.files(path)),
+        "form": next(iter(forms)) if len(forms) == 1 else "file",
         "documents": len(found),
         "whole_file": len(seen) < limit,
         "reasons": dict(Counter(item.reason for item in seen if isinstance(item, Quarantined)).most_common()),
-        "first": [{"line": document.line, "text": short(document.text, 80)} for document in found[:3]],
+        "skipped": collect.told(skipped),
+        "first": [
+            {"source": document.source, "line": document.line, "text": short(document.text, 80)}
+            for document in found[:3]
+        ],
     }
 
 
@@ -180,10 +209,24 @@ def held_out(lengths_B: NDArray[np.int64], document_B: NDArray[np.int64], digest
     return chosen_U[unit_B]
 
 
-def _kept(texts: Iterable[Path], ledger: Ledger, out: Path) -> Iterator[Document]:
+def _items(texts: list[Path], unpacked: Path) -> tuple[list[collect.Item], dict[str, list[str]]]:
+    """All files, and the names of those that are not read, by the reason."""
+    items: list[collect.Item] = []
+    skipped: list[collect.Skipped] = []
+    for i, path in enumerate(texts):
+        found = list(collect.collected(path, documents.why_not, unpacked / f"{i:03d}"))
+        skipped += [one for one in found if isinstance(one, collect.Skipped)]
+        of_path = [one for one in found if isinstance(one, collect.Item)]
+        if not of_path:
+            raise collect.nothing_to_read(path, collect.told(skipped), documents.KINDS)
+        items += of_path
+    return items, collect.told(skipped)
+
+
+def _kept(items: Iterable[collect.Item], ledger: Ledger, out: Path) -> Iterator[Document]:
     """The documents to learn; the others are written to `out`, and all are entered into the ledger."""
     with open(out / "dropped.jsonl", "wb") as dropped, open(out / "quarantine.jsonl", "wb") as quarantine:
-        for item in itertools.chain.from_iterable(map(documents.read, texts)):
+        for item in itertools.chain.from_iterable(documents.read(one.path, one.name) for one in items):
             ledger.found[item.source] += 1
             if isinstance(item, Quarantined):
                 ledger.quarantined[item.reason] += 1
@@ -192,11 +235,13 @@ def _kept(texts: Iterable[Path], ledger: Ledger, out: Path) -> Iterator[Document
             reason, detail = ledger.fault(item)
             if reason:
                 ledger.dropped[reason] += 1
-                told = {**asdict(item), "text": item.text[: documents.SHOWN_CHARACTERS]}
+                shown = item.text[: documents.SHOWN_CHARACTERS]
+                told = {"source": item.source, "line": item.line, "text": shown}
                 line = {**told, "reason": reason, "detail": detail}
                 dropped.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
                 continue
             ledger.kept[item.source] += 1
+            ledger.furniture += item.furniture
             yield item
     assert ledger.found.total() == ledger.kept.total() + ledger.dropped.total() + ledger.quarantined.total()
 
@@ -294,12 +339,14 @@ def _refuse(ledger: Ledger, max_quarantined: float) -> None:
         raise DataError("no document is left of pretrain.texts", why, "read output/failed/texts/dropped.jsonl")
 
 
-def _headline(ledger: Ledger, blocks: Blocks, sides: dict[str, dict[str, Any]]) -> str:
+def _headline(ledger: Ledger, blocks: Blocks, sides: dict[str, dict[str, Any]], skipped: dict[str, list[str]]) -> str:
     gone = ", ".join(f"{count:,} {reason}" for reason, count in ledger.reasons.items())
     return (
         f"{ledger.kept.total():,} documents in {len(blocks.lengths):,} blocks of at most {blocks.longest:,} tokens: "
         f"{sides['train']['tokens']:,} to train, {sides['validation']['tokens']:,} to validate"
         + (f"; left out: {gone}" if gone else "")
+        + (f"; {ledger.furniture:,} lines that repeat on pages taken out" if ledger.furniture else "")
+        + (f"; {collect.sentence(skipped)}" if skipped else "")
     )
 
 

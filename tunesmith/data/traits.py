@@ -6,6 +6,7 @@ all rows at once, where a row is known by its place, and told as rulings.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from tunesmith.core.records import Row, content_id, normalised
 from tunesmith.data.answers import parse_json
 
 Places = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 
 READ_AT = [("source", "u4"), ("line", "i8")]  # which of the names of files, and where in it
 COMPARED = np.dtype(
@@ -29,10 +31,15 @@ COMPARED = np.dtype(
         ("context", "u8"),  # all that an answer may depend on: side, tools, and every message before it
         ("meaning", "u8"),  # what the answer says, however it is written
         ("said", "u8"),  # the answer up to whitespace
-        ("kind", "u8"),  # rows of two kinds are never near-duplicates
+        ("kind", "u8"),  # prompts of two kinds never mean the same, however alike: all but their words, and what denies
         ("prompt", "u8"),  # the text whose shingles are compared
         ("prompt_words", "i4"),
         ("answer_words", "i4"),
+        ("task", "u8"),  # what is asked of every row alike: system message and tools
+        ("id", "u8"),
+        ("structured", "?"),  # whether the answer is a JSON object or list, or calls tools
+        ("time", "f8"),  # when the answer was given; -inf: nobody says
+        ("held_out", "?"),  # whether it is pinned to a side that does not train
     ]
 )
 
@@ -57,6 +64,14 @@ class Ruling(NamedTuple):
     detail: str
 
 
+class Finding(NamedTuple):
+    """What is said of many rows together: an entry of the step's summary, and sentences that a user must read."""
+
+    name: str
+    facts: dict[str, Any]
+    warnings: list[str]
+
+
 @dataclass(frozen=True)
 class Traits:
     """Those of N rows, by name: `traits["context"]`."""
@@ -76,7 +91,7 @@ class Traits:
         return f"{self.sources[row['source']]}:{row['line']}"
 
 
-def of(rows: Sequence[Row], noted: Callable[[Row], tuple[int, ...]], dtype: np.dtype[Any]) -> Traits:
+def of(rows: Sequence[Row], noted: Callable[[Row], tuple[int | float, ...]], dtype: np.dtype[Any]) -> Traits:
     """`noted` gives a row's values behind those of READ_AT."""
     sources = {name: i for i, name in enumerate(dict.fromkeys(row.source for row in rows))}
     found = [(sources[row.source], row.line, *noted(row)) for row in rows]
@@ -105,7 +120,7 @@ def prompt_text(row: Row) -> str:
     return "\n".join(normalised(m["content"]) for m in row.prompt if m["role"] != "system")
 
 
-def compared(row: Row) -> tuple[int, ...]:
+def compared(row: Row) -> tuple[int | float, ...]:
     """The values of COMPARED, behind those of READ_AT."""
     prompt = row.prompt
     texts, calls = [normalised(m["content"]) for m in prompt], [m.get("tool_calls") for m in prompt]
@@ -118,15 +133,26 @@ def compared(row: Row) -> tuple[int, ...]:
     messages = [[m["role"], *of_message] for m, *of_message in zip(prompt, texts, numbers, calls)]
     figures = sorted(number for i in turns for number in numbers[i])
     denied = sorted(word for i in turns for word in _negations(prompt[i]["content"], texts[i]))
+    meaning = _meaning(row, words)
     return (
         hashed([side, row.tools, messages]),
-        hashed(_meaning(row, words)),
+        hashed(meaning),
         hashed(said),
-        hashed([side, system, row.tools, calls, said, figures, denied]),
+        hashed([side, system, row.tools, calls, said[2], figures, denied]),
         hashed([texts[i] for i in turns]),
         sum(len(prompt[i]["content"].split()) for i in turns),
         len(words),
+        hashed([system, row.tools]),
+        int(row.id, 16),
+        bool(meaning[1]) or isinstance(meaning[0].get("json"), dict | list),
+        -math.inf if row.time is None else row.time,
+        side != "train",
     )
+
+
+def together_with(kind_N: Hashes, answer_N: Hashes) -> Hashes:
+    """What rows must share whose prompts are of one kind and whose answers are equal."""
+    return kind_N * np.uint64(0x9E3779B97F4A7C15) ^ answer_N
 
 
 def _negations(text: str, words: str) -> list[str]:

@@ -71,7 +71,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: l
         if message["role"] != "assistant":
             continue
         start = _template(tokenizer, messages[:i], tools, True)
-        turn = _template(tokenizer, messages[: i + 1], tools, False).rstrip()
+        turn = (text if message is messages[-1] else _template(tokenizer, messages[: i + 1], tools, False)).rstrip()
         if not text.startswith(start) or not text.startswith(turn):
             raise CannotRender("the template rewrites earlier turns")
         spans.append((len(start), len(turn)))

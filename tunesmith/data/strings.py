@@ -1,0 +1,42 @@
+"""Every text that a row holds, wherever it stands: in messages, in arguments of tool calls, in a rejected answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.core.records import Row
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Those in a JSON value, keys aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts(item)
+
+
+def of_row(row: Row) -> Iterator[str]:
+    """Those of its messages and of its rejected answer."""
+    for message in row.messages:
+        yield message["content"]
+        if len(message) > 2:  # more than role and content
+            yield from texts([value for key, value in message.items() if key not in ("role", "content")])
+    if row.rejected is not None:
+        yield row.rejected
+
+
+def changed(row: Row, change: Callable[[str], str]) -> Row:
+    """The row with each of these texts changed; keys and roles stay."""
+    messages = [{**_changed(message, change), "role": message["role"]} for message in row.messages]
+    return replace(row, messages=messages, rejected=None if row.rejected is None else change(row.rejected))
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    return {key: _changed(item, change) for key, item in value.items()} if isinstance(value, dict) else value
