@@ -64,6 +64,27 @@ class RowLedger(_Part):
     """Rows by the reason for which they were quarantined or dropped."""
 
 
+class Yield(_Part):
+    """What came of one kind of new rows. `asked` and `answered` count attempts, the others rows that passed one test
+    after the other."""
+
+    asked: int
+    answered: int
+    parsed: int
+    grounded: int
+    """Rows that stand on their source."""
+    clean: int
+    unique: int
+    decontaminated: int
+    """Rows that are not like the exam, nor a benchmark's question."""
+    kept: int
+    stopped: str
+    """Why no more were tried."""
+    cost: float
+    cost_per_kept: float | None
+    """In the currency of the endpoint's prices; null where nothing was kept."""
+
+
 class TokenLedger(_Part):
     """Tokens of the tokenised rows by side, and how many of them are learnt (assistant turns and their end tokens)."""
 
@@ -143,6 +164,8 @@ class Show(_Part):
     gates: list[Gate]
     metrics: Metrics
     rows: RowLedger
+    yields: dict[str, Yield]
+    """New training rows by kind, where `data.grow.synthesise` makes some."""
     tokens: TokenLedger
     pretraining: Pretraining | None
     """Null where the project has no `pretrain` section."""
@@ -192,6 +215,7 @@ def last_run(output: Path) -> Show:
         exit_status=verdict["exit_status"],
         gates=verdict["gates"],
         rows=_rows(found),
+        yields=_yields(found["grow"]["summary"]) if "grow" in found else {},
         tokens=_tokens(dataset, tuned),
         metrics=Metrics(
             base=verdict["metrics"]["base"],
@@ -261,6 +285,14 @@ def _rows(found: dict[str, dict[str, Any]]) -> RowLedger:
     sides = ledger.train + ledger.validation + ledger.test
     assert ledger.records + ledger.made == ledger.quarantined + ledger.dropped + sides
     return ledger
+
+
+def _yields(grown: dict[str, Any]) -> dict[str, Yield]:
+    kinds = grown["synthesise"]["kinds"] if grown["synthesise"] else {}
+    return {
+        kind: Yield(**{name: count for name, count in its.items() if name in Yield.model_fields})
+        for kind, its in kinds.items()
+    }
 
 
 def _tokens(dataset: dict[str, Any], tuned: dict[str, Any]) -> TokenLedger:

@@ -129,7 +129,12 @@ def test_pairs_from_passages_and_what_is_wrong_with_the_others(tmp_path: Path, s
     told = ledger(after, "questions")
     assert (told["asked"], told["answered"], told["parsed"], told["grounded"]) == (1, 1, 8, 5)
     assert (told["unique"], told["decontaminated"], told["kept"]) == (3, 2, 2)
-    assert after.summary["synthesise"]["sources"] == {"documents": 1, "quarantined": 0, "passages": 1}
+    assert after.summary["synthesise"]["sources"] == {
+        "documents": 1,
+        "quarantined": 0,
+        "passages": 1,
+        "skipped": 0,
+    }
     [request] = served.asked
     assert "passage of The ferry" in request["messages"][0]["content"]
     assert "Write 8 questions" in request["messages"][0]["content"]
@@ -351,3 +356,15 @@ def test_new_rows_follow_the_rules_of_cleaning(tmp_path: Path, serve: Serve) -> 
         strict = synthesise(start, served, Clean(near_duplicates=0.6), paraphrase={})
     assert (len(new(loose)), len(new(strict))) == (8, 0)
     assert reasons_of(strict) == {"repeats a training row": 8}
+
+
+def test_a_new_row_that_asks_what_a_benchmark_asks_is_dropped(tmp_path: Path, serve: Serve) -> None:
+    asked = "On which of the decks may a dog travel free of charge with the ferry to Skerry, and until when?"
+    (tmp_path / "public.jsonl").write_text(json.dumps({"prompt": f"{asked} Say it briefly.", "answer": "x"}) + "\n")
+    pairs = [GOOD, {"question": asked, "answer": "On the lower deck."}]
+    with serve(lambda messages, seed: json.dumps(pairs)) as served:
+        clean = Clean(benchmarks=[tmp_path / "public.jsonl"])
+        settings = {"documents": [handbook(tmp_path)], "grounded_from": 0.2}
+        after = synthesise(before(tmp_path), served, clean, questions=settings)
+    assert reasons_of(after) == {"in benchmark public.jsonl": 1}
+    assert [r.messages[0]["content"] for r in new(after)] == [GOOD["question"]]

@@ -87,6 +87,7 @@ def test_the_ledger_accounts_for_rows_that_were_made(shown: tunesmith.Show) -> N
 def test_the_terminal_and_the_report_tell_of_them(shown: tunesmith.Show, project: Path) -> None:
     told = " ".join(CliRunner().invoke(app, ["show", str(project)]).stdout.split())
     assert f"80 records + {shown.rows.made} made = {shown.rows.train} train" in told
+    assert "noise: 9 asked, 9 rows, 9 grounded, 9 unique, 9 kept" in told
     page = Path(shown.artifacts["report"]).read_text(encoding="utf-8")
     assert "<h3>New rows</h3>" in page
     assert "<h3>Balanced by label</h3>" in page

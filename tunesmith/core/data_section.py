@@ -236,8 +236,9 @@ class Mix(Section):
     """General rows among those of the task, against forgetting: what the base could do before, it goes on seeing."""
 
     sources: Annotated[list[Annotated[Source, AfterValidator(_trains)]], Field(min_length=1)]
-    """The files of general examples, read and cleaned as `data.sources` are; whether their answers are JSON is not
-    asked, and `data.system` is not put before them. A row that is like one of the exam is dropped."""
+    """The files of general examples, read and cleaned as `data.sources` are; but their answers need not be JSON, and
+    contradictions are only counted. `data.system` is not put before them. A row that is like one of the exam is
+    dropped."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training rows, after mixing, that are general: as many as that takes, those with the lowest hash."""
     answers: Literal["as_written", "base"] = "as_written"
@@ -251,8 +252,8 @@ class Questions(Section):
     """Questions and answers from documents, passage by passage."""
 
     documents: Annotated[list[InputFiles], Field(min_length=1)]
-    """What to ask about: files, folders and globs of Markdown, text, or JSONL with the text of each document under
-    `text`."""
+    """What to ask about: files, folders and globs of Markdown, text, HTML, PDF, DOCX, subtitles, or records with the
+    text of each document under `text`."""
     form: Literal["pairs", "sentences"] = "pairs"
     """`pairs`: the model writes questions and answers about a passage, as JSON. `sentences`: each sentence of a passage
     is the answer, and the model writes the question to it alone, after six examples: small models can do that."""

@@ -12,7 +12,7 @@ import orjson
 
 from tunesmith.core.data_section import Clean
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data import known, pipeline, similar
+from tunesmith.data import dedup, known, pipeline
 from tunesmith.data.drops import Drops
 from tunesmith.data.seeds import Seeds
 
@@ -70,23 +70,26 @@ class Admission:
         work, cut = self.exam.work, self.exam.cut
         files = [self.seeds.folders, self.folders, [known.note(rows, work / "round", cut)]]
         noted = known.together(files, work / "shingles", cut)
-        mine, places = noted.of(2), np.arange(len(noted.rows))
-        found = similar.repeats(noted.prompts, threshold, places, noted.rows["kind"])
+        first = int(noted.of(2)[0])
+        repeated = {}
+        for ruling in dedup.near(noted.rows, np.arange(len(noted.rows)), noted.prompts, threshold, keep_equal=False):
+            repeated[ruling.place - first] = ruling
         left = []
-        for place, row in zip(mine.tolist(), rows):
-            if place not in found:
+        for place, row in enumerate(rows):
+            if place not in repeated:
                 left.append(row)
                 continue
-            other, alike = found[place]
+            other = repeated[place].other
             what = "a training row" if other < len(self.seeds) else "a new row"
-            self.drop(row, f"repeats {what}", f"{alike:.2f} like {noted.rows.read_at(other)}")
+            self.drop(row, f"repeats {what}", repeated[place].detail.format(noted.rows.read_at(other)))
         return left
 
     def unknown(self, rows: list[Row]) -> list[Row]:
-        """Those that are not like a row of the exam."""
+        """Those that are not like a row of the exam, nor a question of a benchmark."""
         if not rows:
             return rows
-        like = self.exam.knows([known.note(rows, self.exam.work / "round", self.exam.cut)])
+        folder = known.note(rows, self.exam.work / "round", self.exam.cut)
+        like = {**self.exam.benchmarked(rows, folder), **self.exam.knows([folder])}
         for place, why in like.items():
             self.drop(rows[place], *why)
         return [row for place, row in enumerate(rows) if place not in like]

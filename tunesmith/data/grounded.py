@@ -24,9 +24,9 @@ _FUNCTION = """
     these they thing things this those through too under until upon use used using very was way well were what whatever
     when whenever where whether which while who whom whose why will with within without would you your"""
 _ASKING = """
-    age amount become becomes between called cost day days difference early far fast happen happens heavy high hour hours kind kinds
-    large late length limit long made maximum mean meaning means minimum minute minutes month months name number often
-    old people person place price purpose reason size someone time times week weeks wide year years"""
+    age amount become becomes between called cost day days difference early far fast happen happens heavy high hour
+    hours kind kinds large late length limit long made maximum mean meaning means minimum minute minutes month months
+    name number often old people person place price purpose reason size someone time times week weeks wide year years"""
 _HOW_MUCH = re.compile(r"how (?:many|much|long|old|far|fast|heavy|high|wide|often|large|big)\b", re.IGNORECASE)
 _AMOUNTS = """
     one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen

@@ -52,7 +52,7 @@ def run(
     cut = similar.banding(ALIKE, splits.summary["rows_in"])
     told: dict[str, Any] = {"balance": None, "synthesise": None, "mix": None}
     with parts.workplace(None, out) as work, Drops(out / "dropped.jsonl") as drops:
-        exam = known.exam({side: out / f"{side}.jsonl" for side in _HELD_OUT}, cut, work)
+        exam = known.exam({side: out / f"{side}.jsonl" for side in _HELD_OUT}, clean.benchmarks, cut, work)
         whole = [splits / "train.jsonl"]
         if grow.balance:
             told["balance"] = balance.run(grow.balance, whole[0], work / "balanced.jsonl", work, drops)
@@ -98,10 +98,17 @@ def run(
 def _certify(certified: dict[str, Any], exam: known.Exam, out: Path) -> dict[str, Any]:
     """The split's certificate for the grown sides, after the rows of both have been held against one another again."""
     train = known.note_file(out / "train.jsonl", exam.work / "grown", exam.cut)
-    noted = known.together([train, *exam.folders], exam.work / "shingles", exam.cut)
+    noted = known.together([train, *exam.sides.values()], exam.work / "shingles", exam.cut)
     held_out = np.concatenate([noted.of(1 + i) for i in range(len(exam.sides))])
-    leaks = len(similar.across(noted.prompts, ALIKE, noted.of(0), held_out))
+    found = similar.across(noted.prompts, ALIKE, noted.of(0), held_out)
+    leaks = len(found.alike)
     assert not leaks, f"{leaks} rows of the exam or of validation have their like among the grown training rows"
+    if found.uncompared:
+        raise DataError(
+            f"{len(found.uncompared):,} rows of the exam or of validation may be like grown training rows",
+            "they met too many to be compared with all of them",
+            "add fewer rows of one kind: lower data.grow.synthesise.noise.per_row or data.grow.balance.weights",
+        )
     facts = {fact: value for fact, value in certified.items() if fact != "files"}
     grown = {"training_rows": len(noted.of(0)), "held_out_rows": len(held_out), "leaks": leaks}
     return certificate.seal(out, {**facts, "leaks": leaks, "grown": grown}, [f"{side}.jsonl" for side in SIDES])

@@ -95,12 +95,13 @@ def run(general: General, own_rows: int, base: Base | None, out: Path) -> dict[s
 
 def _prepared(general: General, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sources read and cleaned as those of the task are. What the task's answers have to be, general ones need
-    not."""
+    not, and to a general question there may be several answers."""
     for name in ("load", "clean"):
         (folder / name).mkdir(parents=True)
     with settings_named(_ELSEWHERE):
         read = load.run(general.mix.sources, None, general.max_quarantined, folder / "load")
-        clean = general.clean.model_copy(update={"answer": "text", "answer_schema": None})
+        rules = {"answer": "text", "answer_schema": None, "contradictions": "report", "reviewed": None}
+        clean = general.clean.model_copy(update=rules)
         cleaned = pipeline.run(clean, Artifact("load", "mix", folder / "load", "ran", read), folder / "clean")
     return read, cleaned
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tunesmith.core import inputs, store
+from tunesmith.core import store
 from tunesmith.core.data_section import Questions
 from tunesmith.core.errors import DataError, settings_named
 from tunesmith.core.records import Message, Quarantined, Row
-from tunesmith.data import documents, grounded
+from tunesmith.data import collect, documents, grounded
 from tunesmith.data.attempts import Attempt, Unread, assistant, synthetic, text_of, user
 from tunesmith.data.lines import Lines, ranks
 from tunesmith.data.passages import Passage, passages
 from tunesmith.models.endpoint import Asked, json_of
 
-_KINDS = (".md", ".txt", ".jsonl", ".json")
+_SETTING = "data.grow.synthesise.questions.documents"
 _PAIRS = """Here is a passage{}.
 
 {}
@@ -64,38 +64,45 @@ def read(settings: Questions, work: Path, quarantine: Path) -> Asking:
     """The passages of all documents. What cannot be read of them goes to the quarantine; raises DataError where nothing
     can."""
     told, unread = {"documents": 0, "quarantined": 0, "passages": 0}, list[Quarantined]()
-    renamed = "data.grow.synthesise.questions.documents"
+    skipped: list[collect.Skipped] = []
 
-    def found() -> Iterator[dict[str, Any]]:
-        for path in settings.documents:
-            for name, file in inputs.files(path).items():
-                if inputs.is_one_file(path) or file.suffix.lower() in _KINDS:
-                    yield from _of_file(settings, name, file, unread, told)
+    def found(unpacked: Path) -> Iterator[dict[str, Any]]:
+        for number, path in enumerate(settings.documents):
+            for one in collect.collected(path, documents.why_not, unpacked / f"{number:03d}"):
+                if isinstance(one, collect.Skipped):
+                    skipped.append(one)
+                else:
+                    yield from _of_file(settings, one, unread, told)
 
-    with settings_named({"data.sources": renamed, "pretrain.texts": renamed}):
-        store.write_jsonl(work / "passages.jsonl", found())
+    with (
+        settings_named({"data.sources": _SETTING, "pretrain.texts": _SETTING}),
+        collect.workplace(None, work) as unpacked,
+    ):
+        store.write_jsonl(work / "passages.jsonl", found(unpacked))
     store.write_jsonl(quarantine, map(asdict, unread))
     if not told["passages"]:
+        why = f"{told['documents']:,} documents were read, and {told['quarantined']:,} could not be"
         raise DataError(
-            f"there is no passage in {renamed}",
-            f"{told['documents']:,} documents were read, and {told['quarantined']:,} could not be",
-            f"name files with text in them, or folders of files that end in {', '.join(_KINDS)}",
+            f"there is no passage in {_SETTING}",
+            "; ".join(filter(None, [why, collect.sentence(collect.told(skipped))])),
+            f"name files of {documents.KINDS}, with text in them",
         )
     lines = Lines(work / "passages.jsonl")
     ids = [f"{item['source']} {item['line']} {item['text']}" for item in lines.at(range(len(lines)))]
-    return Asking(lines, np.argsort(ranks("questions", ids), kind="stable").tolist(), told)
+    order = np.argsort(ranks("questions", ids), kind="stable").tolist()
+    return Asking(lines, order, {**told, "skipped": len(skipped)})
 
 
 def _of_file(
-    settings: Questions, name: str, file: Path, unread: list[Quarantined], told: dict[str, int]
+    settings: Questions, file: collect.Item, unread: list[Quarantined], told: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    for document in documents.read(file):
+    for document in documents.read(file.path, file.name):
         if isinstance(document, Quarantined):
             told["quarantined"] += 1
             unread.append(document)
             continue
         told["documents"] += 1
-        for passage in passages(replace(document, source=name), settings.longest_words, settings.overlap_words):
+        for passage in passages(document, settings.longest_words, settings.overlap_words):
             told["passages"] += 1
             yield asdict(passage)
 

@@ -75,7 +75,7 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
-    tools, time = _tools(record.get("tools"), notes), _time(record.get(fields.time)) if fields.time else None
+    tools, time = _tools(record.get("tools"), notes), _time(record.get(fields.time)) if fields and fields.time else None
     return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time)
 
 
