@@ -11,6 +11,7 @@ each text goes to the nearest one. All draws are seeded: the same texts make the
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,9 +126,10 @@ def _converged(features: csr_array, centres_KF: Floats) -> tuple[Floats, float]:
 
 
 def _telling(its: Counter[str], all: list[Counter[str]], size: int, texts: int) -> list[str]:
-    """Words that stand in many of the topic's texts, and in more of them than of the others."""
+    """Words that stand in more of the topic's texts than of the others, and not in texts of every kind."""
     score = {}
     for word, having in its.items():
-        elsewhere = sum(other[word] for other in all) - having
-        score[word] = having / size - elsewhere / max(texts - size, 1)
+        everywhere = sum(other[word] for other in all)
+        more = having / size - (everywhere - having) / max(texts - size, 1)
+        score[word] = more * math.log((1 + texts) / (1 + everywhere))
     return sorted(score, key=lambda word: (-score[word], word))[:_WORDS]
