@@ -4,6 +4,7 @@ docs/config.md        every key of the project file, from the docstrings in core
 docs/cli.md           every command, from the live command line
 docs/show.schema.json what `tunesmith show --json` prints
 README.md             the table of results, from recipes/*/result.json
+recipes/documents/README.md  what became of its new rows, from recipes/documents/result.json
 recipes/README.md     what each method came to, from recipes/*/results/METHOD.json
 tunesmith.schema.json what an editor needs to complete and check a project file
 """
@@ -30,6 +31,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/show.schema.json": _json(Show.model_json_schema()),
         ROOT / "tunesmith.schema.json": _json(config.schema()),
         ROOT / "README.md": _filled("README.md", "results", _results()),
+        ROOT / "recipes/documents/README.md": _filled("recipes/documents/README.md", "yield", _yield()),
         ROOT / "recipes/README.md": _filled("recipes/README.md", "methods", _methods()),
     }
 
@@ -47,13 +49,25 @@ def _results() -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for path in sorted(ROOT.glob("recipes/*/result.json")):
         recipe, found = path.parent.name, json.loads(path.read_text())
-        for metric in ("field_f1", "exact_match", "valid_json"):
+        json_answers = "field_f1" in found["metrics"]["tuned"]
+        for metric in ("field_f1", "exact_match", "valid_json") if json_answers else ("rouge_l", "perplexity"):
             base, tuned = (_figure(found["metrics"][side][metric]) for side in ("base", "tuned"))
             rows, minutes = found["rows"], found["training"]["seconds"] / 60
             rate = found["training"]["tokens_per_second"]
             training = f"{rows['train']:,} rows, {minutes:.1f} min at {rate:,.0f} tokens/s"
             yield f"| [{recipe}](recipes/{recipe}) | {rows['test']} | {metric} | {base} | {tuned} | {training} |"
     yield "\n95 % intervals in brackets. SmolLM2-135M on two CPU cores; `recipes/*/result.json` hold the runs."
+
+
+def _yield() -> Iterator[str]:
+    found = json.loads((ROOT / "recipes/documents/result.json").read_text())
+    yield "| kind | asked | rows | grounded | clean | unique | unlike the exam | kept |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for kind, its in found["yields"].items():
+        counts = (its[step] for step in ("asked", "parsed", "grounded", "clean", "unique", "decontaminated", "kept"))
+        yield f"| {kind} | " + " | ".join(f"{count:,}" for count in counts) + " |"
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in found["rows"]["reasons"].items())
+    yield f"\nWhy rows were dropped: {reasons}. One run, of {found['finished'][:10]}."
 
 
 def _methods() -> Iterator[str]:
@@ -121,6 +135,8 @@ def _type(schema: dict[str, Any], field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    if "additionalProperties" in field:
+        return f"{_type(schema, field['additionalProperties'])} by name"
     limits = " ".join(f"{sign} {field[name]}" for name, sign in bounds.items() if name in field)
     name = "path" if field.get("format") == "path" else field.get("type", "any")
     return f"{name} {limits}".strip()

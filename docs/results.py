@@ -14,7 +14,7 @@ import tunesmith
 from tunesmith.core import hardware
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-KEPT = {"project", "model", "finished", "verdict", "gates", "metrics", "rows", "tokens", "training"}
+KEPT = {"project", "model", "finished", "verdict", "gates", "metrics", "rows", "yields", "tokens", "training"}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:

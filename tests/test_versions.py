@@ -22,6 +22,7 @@ STEPS = {
     "clean": "data.pipeline",
     "judge": "data.judge",
     "split": "data.split",
+    "grow": "data.grow",
     "format": "data.format",
     "texts": "data.texts",
     "plan, pretrain-plan": "plan.planner",

@@ -118,8 +118,8 @@ def run(
 
     A finished step is not run again unless its settings, its inputs or its code changed; `tunesmith why STEP` tells
     what did. A training that was stopped or killed goes on from its last checkpoint. Steps: load, clean, split, format,
-    plan, train, base, tuned, verdict, export; a project with a `pretrain` section has texts, pretrain-plan and pretrain
-    before train.
+    plan, train, base, tuned, verdict, export. Some sections add steps: `data.judge` adds judge after clean, `data.grow`
+    grow after split, `pretrain` texts, pretrain-plan and pretrain before train.
 
     Examples: `tunesmith run --until split`, `tunesmith run --set train.epochs=1 --set train.rank=8`.
     """
@@ -140,8 +140,8 @@ def why(
     step: Annotated[
         str,
         typer.Argument(
-            help="load, clean, split, format, plan, train, base, tuned, verdict or export; with a `pretrain` section "
-            "also texts, pretrain-plan or pretrain."
+            help="load, clean, split, format, plan, train, base, tuned, verdict or export; judge with a `data.judge` "
+            "section, grow with `data.grow`; texts, pretrain-plan or pretrain with `pretrain`."
         ),
     ],
     project: ProjectFile = HERE,

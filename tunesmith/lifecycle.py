@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.core.data_section import Judge
+from tunesmith.core.data_section import Data, Judge
 from tunesmith.core.errors import settings_named
 from tunesmith.core.project import Pretrain, Project
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import format, judge, load, pipeline, split, texts
+from tunesmith.data import format, grow, judge, load, pipeline, split, texts
 from tunesmith.evaluate import gates, predict
 from tunesmith.export import export
 from tunesmith.models.base import Base
@@ -30,6 +30,7 @@ class Lifecycle:
     clean: Artifact
     judged: Artifact
     splits: Artifact
+    grown: Artifact
     dataset: Artifact
     plan: Artifact
     start: Base | Artifact
@@ -50,7 +51,8 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     clean    = step("clean", pipeline.run, data.clean, raw)  # repair, personal data, duplicates; before the split
     judged   = scored(data.judge, base, clean, step) if data.judge else clean  # rows below a score go, if any is set
     splits   = step("split", split.run, data.split, judged)  # one prompt, one side; test is frozen here
-    dataset  = step("format", format.run, data.format, base, splits)  # template, loss mask, ledger, stop proof
+    grown    = enlarged(data, base, splits, step) if data.grow else splits    # the training side alone, if at all
+    dataset  = step("format", format.run, data.format, base, grown)   # template, loss mask, ledger, stop proof
     plan     = step("plan", planner.run, p.train, base, dataset)      # every value is a Decision(value, reason)
     start    = pretrained(p.pretrain, data.max_quarantined, base, step) if p.pretrain else base  # raw text, if any
     tuned    = step("train", training.run, plan, start, dataset)      # packed rows, the method, the best checkpoint
@@ -58,12 +60,19 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     after    = step("tuned", predict.run, scoring.generation, start, tuned, dataset)
     verdict  = step("verdict", gates.run, scoring.gates, *answers, before, after)  # PASS, FAIL or NOT ENOUGH DATA
     exported = step("export", export.run, p.export, p.name, start, tuned, plan, dataset, verdict)
-    return Lifecycle(raw, clean, judged, splits, dataset, plan, start, tuned, before, after, verdict, exported)
+    return Lifecycle(raw, clean, judged, splits, grown, dataset, plan, start, tuned, before, after, verdict, exported)
 
 
 def scored(j: Judge, base: Base, clean: Artifact, step: Steps) -> Artifact:
     """The stage that asks a model about every row. The base is one of its inputs only where it is that model."""
     return step("judge", judge.run, j, None if j.endpoint.url else base, clean)
+
+
+def enlarged(data: Data, base: Base, splits: Artifact, step: Steps) -> Artifact:
+    """The stage that balances, grows and mixes. The base is one of its inputs only where it is asked for rows."""
+    assert data.grow is not None
+    asked = base if data.grow.asks_base else None
+    return step("grow", grow.run, data.grow, data.clean, data.system, data.max_quarantined, asked, splits)
 
 
 def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> Artifact:
@@ -76,8 +85,8 @@ def pretrained(p: Pretrain, max_quarantined: float, base: Base, step: Steps) -> 
 
 
 STEPS = (
-    "load", "clean", "judge", "split", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base", "tuned",
-    "verdict", "export",
+    "load", "clean", "judge", "split", "grow", "format", "plan", "texts", "pretrain-plan", "pretrain", "train", "base",
+    "tuned", "verdict", "export",
 )  # fmt: skip
 KEYS = {  # settings that are a step's arguments, as the project file names them
     "load.sources": "data.sources",
@@ -86,6 +95,10 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
     "clean.clean": "data.clean",
     "judge.judge": "data.judge",
     "split.split": "data.split",
+    "grow.grow": "data.grow",
+    "grow.clean": "data.clean",
+    "grow.system": "data.system",
+    "grow.max_quarantined": "data.max_quarantined",
     "format.format": "data.format",
     "texts.texts": "pretrain.texts",
     "texts.block_tokens": "pretrain.block_tokens",
@@ -100,6 +113,7 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
 OF_DATA = STEPS[: STEPS.index("format") + 1]
 OPTIONAL = {  # steps that a project has only with this section
     "judge": "data.judge",
+    "grow": "data.grow",
     "texts": "pretrain",
     "pretrain-plan": "pretrain",
     "pretrain": "pretrain",
@@ -108,7 +122,7 @@ OPTIONAL = {  # steps that a project has only with this section
 
 def steps_of(p: Project) -> tuple[str, ...]:
     """The names of a project's steps, in the order in which they run."""
-    sections = {"data.judge": p.data.judge, "pretrain": p.pretrain}
+    sections = {"data.judge": p.data.judge, "data.grow": p.data.grow, "pretrain": p.pretrain}
     return tuple(name for name in STEPS if name not in OPTIONAL or sections[OPTIONAL[name]])
 
 

@@ -50,9 +50,11 @@ class Metrics(_Part):
 
 
 class RowLedger(_Part):
-    """Where every record went: `records = quarantined + dropped + train + validation + test`."""
+    """Where every record went: `records + made = quarantined + dropped + train + validation + test`."""
 
     records: int
+    made: int
+    """Rows that `data.grow` added to those that were read, whether they were kept or left out again."""
     quarantined: int
     dropped: int
     train: int
@@ -60,6 +62,27 @@ class RowLedger(_Part):
     test: int
     reasons: dict[str, int]
     """Rows by the reason for which they were quarantined or dropped."""
+
+
+class Yield(_Part):
+    """What came of one kind of new rows. `asked` and `answered` count attempts, the others rows that passed one test
+    after the other."""
+
+    asked: int
+    answered: int
+    parsed: int
+    grounded: int
+    """Rows that stand on their source."""
+    clean: int
+    unique: int
+    decontaminated: int
+    """Rows that are not like the exam, nor a benchmark's question."""
+    kept: int
+    stopped: str
+    """Why no more were tried."""
+    cost: float
+    cost_per_kept: float | None
+    """In the currency of the endpoint's prices; null where nothing was kept."""
 
 
 class TokenLedger(_Part):
@@ -141,6 +164,8 @@ class Show(_Part):
     gates: list[Gate]
     metrics: Metrics
     rows: RowLedger
+    yields: dict[str, Yield]
+    """New training rows by kind, where `data.grow.synthesise` makes some."""
     tokens: TokenLedger
     pretraining: Pretraining | None
     """Null where the project has no `pretrain` section."""
@@ -190,6 +215,7 @@ def last_run(output: Path) -> Show:
         exit_status=verdict["exit_status"],
         gates=verdict["gates"],
         rows=_rows(found),
+        yields=_yields(found["grow"]["summary"]) if "grow" in found else {},
         tokens=_tokens(dataset, tuned),
         metrics=Metrics(
             base=verdict["metrics"]["base"],
@@ -241,22 +267,33 @@ def _figure(gain: dict[str, Any]) -> Figure:
 
 def _rows(found: dict[str, dict[str, Any]]) -> RowLedger:
     load, dataset = found["load"]["summary"], found["format"]["summary"]
+    grown = found["grow"]["summary"] if "grow" in found else None
     reasons: dict[str, int] = {}
-    droppers = [name for name in ("clean", "judge", "split", "format") if name in found]
+    droppers = [name for name in ("clean", "judge", "split", "grow", "format") if name in found]
     for name in ("load", *droppers):
         for reason, count in found[name]["summary"]["reasons"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     ledger = RowLedger(
         records=load["rows_in"],
-        quarantined=load["quarantined"],
+        quarantined=load["quarantined"] + (grown["quarantined"] if grown else 0),
+        made=grown["made"] if grown else 0,
         dropped=sum(found[name]["summary"]["dropped"] for name in droppers),
         train=dataset["train"]["rows"],
         validation=dataset["validation"]["rows"],
         test=dataset["test"]["rows"],
         reasons=reasons,
     )
-    assert ledger.records == ledger.quarantined + ledger.dropped + ledger.train + ledger.validation + ledger.test
+    sides = ledger.train + ledger.validation + ledger.test
+    assert ledger.records + ledger.made == ledger.quarantined + ledger.dropped + sides
     return ledger
+
+
+def _yields(grown: dict[str, Any]) -> dict[str, Yield]:
+    kinds = grown["synthesise"]["kinds"] if grown["synthesise"] else {}
+    return {
+        kind: Yield(**{name: count for name, count in its.items() if name in Yield.model_fields})
+        for kind, its in kinds.items()
+    }
 
 
 def _tokens(dataset: dict[str, Any], tuned: dict[str, Any]) -> TokenLedger:
@@ -290,6 +327,8 @@ def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]
             "judge_scores": folder(output, found["judge"]) / "scores.jsonl",
             "dropped_in_judging": folder(output, found["judge"]) / "dropped.jsonl",
         }
+    if "grow" in found:
+        paths["dropped_in_growing"] = folder(output, found["grow"]) / "dropped.jsonl"
     if "pretrain" in found:
         paths |= {
             "pretrained": folder(output, found["pretrain"]) / "model",

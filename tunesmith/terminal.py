@@ -48,10 +48,16 @@ def show(found: Show, project: Path) -> None:
     out.print(f"\n[bold {_COLOUR[found.verdict]}]{found.verdict}[/]")
     for gate in found.gates:
         out.print(f"  {escape(gate.sentence)}")
+    made = f" + {rows.made:,} made" if rows.made else ""
     out.print(
-        f"\nrows     {rows.records:,} records = {rows.train:,} train + {rows.validation:,} validation "
+        f"\nrows     {rows.records:,} records{made} = {rows.train:,} train + {rows.validation:,} validation "
         f"+ {rows.test:,} test + {rows.dropped:,} dropped + {rows.quarantined:,} quarantined"
     )
+    for kind, came in found.yields.items():
+        out.print(
+            f"new      {escape(kind)}: {came.asked:,} asked, {came.parsed:,} rows, {came.grounded:,} grounded, "
+            f"{came.unique:,} unique, {came.kept:,} kept"
+        )
     out.print(f"tokens   {tokens.train:,} in the training rows, {tokens.learnt_train:,} of them learnt")
     if found.pretraining:
         out.print(_pretraining(found.pretraining))

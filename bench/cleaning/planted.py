@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from cleaning import values
-from tunesmith.core.data_section import Repetition, Toxicity
+from tunesmith.core.clean_section import Repetition, Toxicity
 from tunesmith.core.records import Dropped, Row
 from tunesmith.data import filters, pii, repair
 

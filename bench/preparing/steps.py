@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from preparing.processes import answer, asked
-from tunesmith.core.data_section import Clean, Source, Split
+from tunesmith.core.clean_section import Clean
+from tunesmith.core.data_section import Source, Split
 from tunesmith.core.step import Artifact
 from tunesmith.data import load, pipeline, split
 

@@ -42,6 +42,7 @@ def test_a_typo_in_any_key_is_named_with_the_nearest_key(project: Write, at: str
         dotted = f"{at}.{typo}".strip(".").replace("sources.", "sources.0.").replace("gates.", "gates.0.")
         extra = "evaluate: {gates: [{metric: perplexity}]}\n" if "gates" in at else ""
         extra += "pretrain: {texts: [data.jsonl]}\n" if "pretrain" in at else ""
+        extra = "  grow: {mix: {sources: [{path: data.jsonl}]}}\n" + extra if "mix" in at else extra
         with pytest.raises(ConfigError) as error:
             load_project(project(extra), [f"{dotted}=1"])
         assert typo in error.value.what

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.data_section import Clean
+from tunesmith.core.clean_section import Clean
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tunesmith.core.data_section import Clean, Length, Repetition, Toxicity
+from tunesmith.core.clean_section import Clean, Length, Repetition, Toxicity
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Row
 from tunesmith.data import filters, pipeline

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import tunesmith
 from tunesmith.cli import app
 from tunesmith.core import certificate, finished, store
-from tunesmith.core.data_section import Clean, Source, Split
+from tunesmith.core.clean_section import Clean
+from tunesmith.core.data_section import Source, Split
 from tunesmith.core.errors import ConfigError, DataError, ResourceError
 from tunesmith.core.finished import Finished
 from tunesmith.core.step import Artifact, Steps

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core import hardware, store
-from tunesmith.core.data_section import Clean, Fields, Source, Split
+from tunesmith.core.clean_section import Clean
+from tunesmith.core.data_section import Fields, Source, Split
 from tunesmith.core.errors import DataError, ResourceError
 from tunesmith.core.step import Artifact
 from tunesmith.data import load, parts, pipeline, split

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core import store
+from tunesmith.core.clean_section import Clean
 from tunesmith.core.config import load_project
-from tunesmith.core.data_section import Clean
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from tunesmith.core import store
+import tunesmith
+from tunesmith.core import inputs, store
 from tunesmith.core.config import load_project
+from tunesmith.core.data_section import Grow
+from tunesmith.core.project import Project
+from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import load, pipeline, split
+from tunesmith.data import grounded, grow, load, pipeline, split
+from tunesmith.data.documents import Document
+from tunesmith.data.documents import read as read_documents
+from tunesmith.data.passages import passages
+from tunesmith.models import base as bases
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from served import model_of, serving
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WHAT_HAPPENS = {
@@ -92,3 +104,68 @@ def test_booking_keeps_the_publishers_exam_apart(
     assert {row.source for row in sides["test"]} == {"test.json"}
     assert {row.source for row in sides["train"]} == {"train.json"}
     assert not {row.group for row in sides["test"]} & {row.group for row in sides["train"] + sides["validation"]}
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Steps, Artifact]:
+    project = load_project(RECIPES / "documents/tunesmith.yaml")
+    steps = Steps(tmp_path_factory.mktemp("documents"))
+    raw = steps("load", load.run, project.data.sources, project.data.system, project.data.max_quarantined)
+    clean = steps("clean", pipeline.run, project.data.clean, raw)
+    return project, steps, steps("split", split.run, project.data.split, clean)
+
+
+def passages_of(project: Project) -> list[str]:
+    assert project.data.grow
+    assert project.data.grow.synthesise
+    assert project.data.grow.synthesise.questions
+    [handbook] = project.data.grow.synthesise.questions.documents
+    files = [found for path in inputs.files(handbook).values() for found in read_documents(path)]
+    assert all(isinstance(one, Document) for one in files)
+    return [passage.text for one in files if isinstance(one, Document) for passage in passages(one, 200)]
+
+
+def test_the_handbook_answers_every_question_of_the_exam(documents: tuple[Project, Steps, Artifact]) -> None:
+    """Each answer's numbers, and nearly all its words, stand in one passage."""
+    project, _, splits = documents
+    texts = passages_of(project)
+    rows = [row for side in split.SIDES for row in store.read_rows(splits / f"{side}.jsonl")]
+    assert [splits.summary[side] for side in split.SIDES] == [6, 10, 34]
+    assert splits.summary["dropped"] == 0
+
+    def answers(text: str, row: Row) -> bool:
+        said = grounded.content(row.answer)
+        words = len(said & grounded.content(text)) >= 0.7 * len(said)
+        return words and grounded.numbers(row.answer) <= grounded.numbers(text)
+
+    assert [row.answer for row in rows if not any(answers(text, row) for text in texts)] == []
+
+
+def test_questions_are_made_of_every_page_of_the_handbook(
+    documents: tuple[Project, Steps, Artifact], tiny: bases.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a server whose model always asks about the first half of the sentence."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    project, steps, splits = documents
+    data = project.data
+    assert data.grow
+
+    def half(messages: list[dict[str, str]], seed: int) -> str:
+        words = messages[-1]["content"].partition("Answer: ")[2].rstrip(".").split()
+        return f"What about {' '.join(words[: len(words) // 2 + 1])}?"
+
+    with serving(model_of(tiny, half)) as served:
+        url = {"endpoint": {"url": served.url, "model": "small", "max_tokens": 40}}
+        settings = Grow.model_validate({"synthesise": {**data.grow.synthesise.model_dump(), **url}})
+        grown = steps("grow", grow.run, settings, data.clean, data.system, data.max_quarantined, None, splits)
+    rows = [row for row in store.read_rows(grown / "train.jsonl") if row.shape == "synthetic:questions"]
+    assert {row.source for row in rows} == {path.name for path in (RECIPES / "documents/handbook").iterdir()}
+    assert grown.summary["synthesise"]["sources"]["documents"] == 10
+    told = grown.summary["synthesise"]["kinds"]["questions"]
+    assert told["asked"] == len(served.asked) == told["kept"] + grown.summary["dropped"]
+    assert told["kept"] > 100
+    assert all(row.messages[0]["content"] == data.system for row in rows)
+
+
+def test_the_documents_recipe_can_be_checked_as_it_stands(base: bases.Base) -> None:
+    assert tunesmith.check(RECIPES / "documents").base == base

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.data_section import Clean, Source, Split
+from tunesmith.core.clean_section import Clean
+from tunesmith.core.data_section import Source, Split
 from tunesmith.core.project import Gate
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tunesmith.core import store
-from tunesmith.core.data_section import Clean
+from tunesmith.core.clean_section import Clean
 from tunesmith.core.project import Gate
 from tunesmith.core.records import Row
 from tunesmith.result import Figure, Show

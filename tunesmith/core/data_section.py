@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from tunesmith.core.clean_section import Clean
 from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.records import Split as Side
 from tunesmith.core.section import Fraction, InputFile, InputFiles, Section
@@ -46,127 +47,6 @@ class Source(Section):
     """A Python file with `convert(record) -> record`, called on each record first. What it imports is not watched."""
     split: Side = "auto"
     """The side that all rows of these files belong to; `auto` lets the splitter choose per row."""
-
-
-class Length(Section):
-    """Rows whose prompt or answer is too short or too long are dropped."""
-
-    unit: Literal["words", "characters"] = "words"
-    """What is counted. Words stand between spaces: count characters where a language has none."""
-    min_prompt: Annotated[int, Field(ge=0)] | None = None
-    """The least that the user says."""
-    max_prompt: Annotated[int, Field(ge=0)] | None = None
-    """The most that the user says."""
-    min_answer: Annotated[int, Field(ge=0)] | None = None
-    """The least that the last answer says; one that calls a tool may say nothing."""
-    max_answer: Annotated[int, Field(ge=0)] | None = None
-    """The most that the last answer says."""
-
-
-class Repetition(Section):
-    """Rows of which a message repeats itself are dropped, after rules by which the data of Gopher were filtered
-    (arXiv:2112.11446, table A1)."""
-
-    lines: Fraction | None = None
-    """The largest share of a message's characters in lines that stand there again. Gopher: 0.2."""
-    runs: Fraction | None = None
-    """The largest share of a message in runs of five words that stand there again. Gopher: 0.15."""
-
-
-class Toxicity(Section):
-    """Rows with toxic texts are dropped."""
-
-    above: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Drop a row when a text's score is higher than this: 0 is harmless, 1 is toxic. Left out: nothing is scored."""
-    where: Literal["answers", "all"] = "answers"
-    """`answers`: what the model learns to say; `all`: what users say to it, too."""
-    score: InputFile | None = None
-    """A Python file with `score(text)`, from 0 to 1. Left out: a classifier of offensive English words, for which you
-    `pip install alt-profanity-check`. What the file imports is not watched."""
-
-
-def _in_order(length: Length) -> Length:
-    for part in ("prompt", "answer"):
-        least, most = vars(length)[f"min_{part}"], vars(length)[f"max_{part}"]
-        if least is not None and most is not None and least > most:
-            raise ValueError(f"min_{part} {least} is more than max_{part} {most}: no row would be left")
-    return length
-
-
-class SemanticDuplicates(Section):
-    """Rows whose answers mean the same and whose prompts ask the same in other words: the later one is dropped."""
-
-    similarity: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Cosine similarity of the prompts' vectors from which on they are held to ask the same."""
-    embedding: Literal["characters", "words", "endpoint"] = "characters"
-    """Where vectors come from: rare character 4-grams, which need nothing but see no meaning; word vectors, for which
-    `pip install 'tunesmith[semantic]'`; or a server."""
-    endpoint: Endpoint | None = None
-    """The server whose `/embeddings` are asked, with `url` and `model`. Needs `embedding: endpoint`."""
-
-
-_OF_EMBEDDINGS = {"url", "model", "key", "concurrency", "timeout_seconds", "retries"}
-
-
-def _vectors_come_from_somewhere(semantic: SemanticDuplicates) -> SemanticDuplicates:
-    endpoint = semantic.endpoint
-    if semantic.embedding == "endpoint" and (endpoint is None or endpoint.url is None):
-        raise ValueError("embedding: endpoint needs `endpoint: {url: ..., model: ...}` beside it")
-    if semantic.embedding != "endpoint" and endpoint is not None:
-        raise ValueError("endpoint is not read: write `embedding: endpoint` beside it")
-    if endpoint is not None and (unread := sorted(endpoint.model_fields_set - _OF_EMBEDDINGS)):
-        raise ValueError(f"endpoint.{unread[0]} is not read where vectors are asked for: take it out")
-    return semantic
-
-
-class Clean(Section):
-    """What is repaired or dropped before the split; every drop is kept on disk with its reason."""
-
-    repair: Literal["mend", "keep"] = "mend"
-    """`mend`: text that was read in the wrong encoding, characters that nobody sees, control characters and letters in
-    two pieces become what was meant, which is noted in the row. Quotes, HTML entities, code in backticks and the keys
-    of JSON stay. `keep`: every text as it was read."""
-    answer: Literal["text", "json"] = "text"
-    """`json`: an answer that does not parse as JSON is dropped."""
-    answer_schema: InputFile | None = None
-    """A JSON Schema file; an answer that does not follow it is dropped. Needs `answer: json`."""
-    duplicates: Literal["drop", "keep"] = "drop"
-    """Rows whose normalised prompt and answer are those of an earlier row."""
-    near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None = 0.9
-    """Drop a row when the answer is an earlier row's and the prompts' character 4-grams have this Jaccard similarity or
-    more; `null` keeps them. Prompts that differ in a number or a negation are never near-duplicates."""
-    semantic_duplicates: Annotated[SemanticDuplicates, AfterValidator(_vectors_come_from_somewhere)] | None = None
-    """Drop a row when an earlier one says the same and asks the same in other words. Left out: not looked for."""
-    contradictions: Literal["drop", "majority", "newest", "judge", "review", "report"] = "report"
-    """Rows with the same prompt and different answers: drop them all, keep those with the commonest answer or with the
-    newest (by `fields.time`, else the row read last) or with the one that a model chooses, leave them to a person
-    (`review.jsonl`), or only count them. None goes where several answers may be right."""
-    single_answer: Literal["auto", "yes", "no"] = "auto"
-    """Whether a prompt has one right answer, so that another one contradicts it. `auto`: as the rows show."""
-    reviewed: InputFile | None = None
-    """A `review.jsonl` in which a person has set `keep` to true or false. Needs `contradictions: review`."""
-    judge: Endpoint | None = None
-    """The model that chooses among answers that contradict one another, with `url` and `model`. Needs
-    `contradictions: judge`."""
-    benchmarks: list[InputFile] = []
-    """Files of published benchmarks, in any format that sources have. Rows that may train are dropped where their
-    prompt is like one of the questions, or shares a run of thirteen words with it."""
-    personal_data: Literal["replace", "surrogate", "drop", "report"] = "report"
-    """E-mail and IP addresses, phone, card, bank account and US social security numbers, keys, passwords and tokens:
-    put a placeholder such as [EMAIL_1] or a value of the same kind that is nobody's, the same one throughout the row;
-    drop the row; or only count them."""
-    find_personal: InputFile | None = None
-    """A Python file with `find(text) -> [(kind, start, end), ...]`, for names and addresses, which have no shape. What
-    it imports is not watched."""
-    length: Annotated[Length, AfterValidator(_in_order)] = Length()
-    """How short and how long prompts and answers may be."""
-    repetition: Repetition = Repetition()
-    """How much a message may repeat itself."""
-    languages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Codes such as `[en, de]`: drop a row when its prompt or answer is almost surely in another language. Texts of a
-    few words, code and JSON are never told by their language. Norwegian is `"no"`, in quotes, as YAML has it."""
-    toxicity: Toxicity = Toxicity()
-    """How toxic a text may be."""
 
 
 class Judge(Section):
@@ -239,6 +119,175 @@ def _rows_are_left(split: Split) -> Split:
     return split
 
 
+def _trains(source: Source) -> Source:
+    if source.split not in ("auto", "train"):
+        raise ValueError(f"general rows train, and this file is pinned to {source.split}: take `split` out")
+    return source
+
+
+def _balances(balance: Balance) -> Balance:
+    if balance.cap is None and not balance.weights:
+        raise ValueError("it says what to balance by and not how: write `cap` or `weights` beside it")
+    if balance.field and balance.by != "label":
+        raise ValueError(f"`field` names a label, and rows are balanced by {balance.by}: write `by: label`")
+    return balance
+
+
+class Balance(Section):
+    """Less of what there is too much of, more of what there is too little of, among the training rows alone."""
+
+    by: Literal["label", "length", "topic"] = "label"
+    """What rows are told apart by. `label`: the answer, or a field of it. `length`: the number of words of prompt and
+    answer, in `groups` bins that hold equally many rows; `1` is the shortest. `topic`: the letters of the prompt, in
+    `groups` clusters; `1` is the largest, and the summary tells the words of each."""
+    field: Annotated[str, Field(min_length=1)] | None = None
+    """With `by: label`: the field of a JSON answer whose value is the label. Left out: the whole answer."""
+    groups: Annotated[int, Field(ge=2, le=100)] = 8
+    """With `by: length` or `by: topic`: how many bins or clusters."""
+    cap: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many rows of one value: those with the lowest hash."""
+    weights: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
+    """A factor for each value that needs one. Below 1: that share of its rows is kept; above 1: rows are repeated, and
+    the repeats are counted. The cap holds after the weights."""
+
+
+class Mix(Section):
+    """General rows among those of the task, against forgetting: what the base could do before, it goes on seeing."""
+
+    sources: Annotated[list[Annotated[Source, AfterValidator(_trains)]], Field(min_length=1)]
+    """The files of general examples, read and cleaned as `data.sources` are; but their answers need not be JSON, and
+    contradictions are only counted. `data.system` is not put before them. A row that is like one of the exam is
+    dropped."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training rows, after mixing, that are general: as many as that takes, those with the lowest hash."""
+    answers: Literal["as_written", "base"] = "as_written"
+    """`as_written`: the answers of the files. `base`: the project's own base model answers the files' prompts, and is
+    tuned on what it says already."""
+    max_tokens: Annotated[int, Field(gt=0)] = 512
+    """With `answers: base`: the longest answer. One that is cut off there is dropped, and another prompt is asked."""
+
+
+class Questions(Section):
+    """Questions and answers from documents, passage by passage."""
+
+    documents: Annotated[list[InputFiles], Field(min_length=1)]
+    """What to ask about: files, folders and globs of Markdown, text, HTML, PDF, DOCX, subtitles, or records with the
+    text of each document under `text`."""
+    form: Literal["pairs", "sentences"] = "pairs"
+    """`pairs`: the model writes questions and answers about a passage, as JSON. `sentences`: each sentence of a passage
+    is the answer, and the model writes the question to it alone, after six examples: small models can do that."""
+    per_passage: Annotated[int, Field(gt=0, le=100)] = 5
+    """With `form: pairs`: so many pairs are asked for in one go."""
+    tries: Annotated[int, Field(gt=0, le=20)] = 1
+    """How often each passage or sentence is asked about; beyond the first time, `temperature` above 0 makes the
+    difference."""
+    longest_words: Annotated[int, Field(ge=30)] = 200
+    """Longest passage."""
+    overlap_words: Annotated[int, Field(ge=0)] = 0
+    """Words of a passage that the next one repeats."""
+    grounded_from: Fraction = 0.8
+    """Share of the content words of question and answer that must stand in the passage, or in the titles above it. Its
+    numbers and names must all stand there; and the question must leave something of the answer open."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many; left out: as many as there are."""
+
+
+class Seeds(Section):
+    """New instructions with their answers, each written after a few training rows as examples."""
+
+    rows: Annotated[int, Field(gt=0)]
+    """Keep at most so many."""
+    examples: Annotated[int, Field(gt=0, le=20)] = 3
+    """Training rows that a model is shown each time. The first of them is the new row's parent."""
+
+
+class Paraphrase(Section):
+    """Training rows with their last question in other words, and the same answer."""
+
+    per_row: Annotated[int, Field(gt=0, le=20)] = 1
+    """How many of each training row; beyond the first, `temperature` above 0 makes the difference."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many; left out: as many as there are."""
+
+
+class BackTranslation(Section):
+    """Training rows with their last question translated into another language and back, and the same answer."""
+
+    language: Annotated[str, Field(min_length=2)]
+    """By its English name, such as `French`."""
+    from_language: Annotated[str, Field(min_length=2)] = "English"
+    """The language of the rows."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many; left out: as many as there are."""
+
+
+class Noise(Section):
+    """Training rows as people type them: the last message of the prompt gets faults, the answer stays."""
+
+    per_row: Annotated[int, Field(gt=0, le=20)] = 1
+    """How many noisy copies of each training row."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the words that get a fault; at least one does."""
+    faults: Annotated[list[Literal["typos", "case", "punctuation", "whitespace"]], Field(min_length=1)] = [
+        "typos",
+        "case",
+        "punctuation",
+        "whitespace",
+    ]
+    """Which. `typos`: two letters swapped, or one lost, doubled or replaced by its neighbour on the keyboard; `case`:
+    a word in capitals or small letters; `punctuation`: marks lost; `whitespace`: blanks lost or doubled."""
+    rows: Annotated[int, Field(gt=0)] | None = None
+    """Make at most so many; left out: as many as there are."""
+
+
+class Synthesise(Section):
+    """New training rows. Each has parents, from which it was made, and is held to the rules of cleaning. What repeats
+    another row, or is like one of the exam, is dropped."""
+
+    endpoint: Endpoint = Endpoint()
+    """The model that writes them. Left out: the project's own base."""
+    questions: Questions | None = None
+    """Pairs of question and answer from documents."""
+    seeds: Seeds | None = None
+    """New instructions after the pattern of training rows."""
+    paraphrase: Paraphrase | None = None
+    """Training rows with their question in other words."""
+    back_translation: BackTranslation | None = None
+    """Training rows with their question translated, and translated back."""
+    noise: Noise | None = None
+    """Copies of training rows with typing faults. Needs no model."""
+    max_per_parent: Annotated[int, Field(gt=0)] = 10
+    """Keep at most so many new rows of one training row, or of one passage."""
+    max_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Synthetic rows are at most this share of the training rows before general ones are mixed in. Left out: no limit,
+    as is right where all rows come from documents."""
+    stop_at_repeats: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """No more of a kind is tried when such a share of the rows of a round, of 64 attempts or more, repeats others."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a model is asked for any of it."""
+        return any((self.questions, self.seeds, self.paraphrase, self.back_translation))
+
+
+class Grow(Section):
+    """The training side alone, after the split: balanced, grown and mixed. Validation and test stay as they are, and a
+    new certificate says that nothing that was added is like them."""
+
+    balance: Annotated[Balance, AfterValidator(_balances)] | None = None
+    """Caps and weights by label, length or topic."""
+    synthesise: Synthesise | None = None
+    """New rows from documents and from training rows."""
+    mix: Mix | None = None
+    """General rows against forgetting."""
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether the project's own base model is asked for any of it."""
+        new, general = self.synthesise, self.mix
+        return bool((new and new.asks and new.endpoint.url is None) or (general and general.answers == "base"))
+
+
 class Data(Section):
     """From files to clean, split, tokenised rows."""
 
@@ -254,5 +303,7 @@ class Data(Section):
     """Scores by a model, and a limit below which rows are dropped. Left out: no row is judged."""
     split: Annotated[Split, AfterValidator(_rows_are_left)] = Split()
     """Which rows train and which test."""
+    grow: Grow | None = None
+    """What is done to the training rows after the split, if anything."""
     format: Format = Format()
     """How rows become tokens."""

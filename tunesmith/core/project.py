@@ -2,7 +2,7 @@
 
 The docstring under a field is its documentation: the editor schema (tunesmith.schema.json) and docs/config.md are
 generated from it. Values that are left out are either a default written here or a decision of the planner, which says
-why. The `data` section stands in core/data_section.py.
+why. The `data` section stands in core/data_section.py and core/clean_section.py.
 """
 
 from __future__ import annotations

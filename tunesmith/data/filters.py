@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.data_section import Length, Repetition, Toxicity
+from tunesmith.core.clean_section import Length, Repetition, Toxicity
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data import plugin

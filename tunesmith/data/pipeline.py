@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tunesmith.core.data_section import Clean, Length
+from tunesmith.core.clean_section import Clean, Length
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.core import store
-from tunesmith.core.data_section import SemanticDuplicates
+from tunesmith.core.clean_section import SemanticDuplicates
 from tunesmith.core.errors import ConfigError, ResourceError, settings_named
 from tunesmith.core.records import Row
 from tunesmith.data.sketches import Sets, Sketches

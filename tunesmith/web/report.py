@@ -80,6 +80,7 @@ def render(output: Path, found: Show) -> str:
             sources=_sources(counted),
             personal=excerpts.personal(steps),
             labels=_labels(counted.labels),
+            balanced=_balanced(summaries.get("grow", {}).get("balance") or {"values": {}}),
             token_rows=excerpts.token_rows(
                 data / "samples.json", data / "train.jsonl", summaries["format"]["proof"]["end_tokens"]
             ),
@@ -222,6 +223,19 @@ def _labels(labels: dict[str, dict[str, int]]) -> list[Record]:
             "rarest": min(values.values()),
         }
         for field, values in labels.items()
+    ]
+
+
+def _balanced(balance: Record) -> list[Record]:
+    """The values that training rows were balanced by, with their rows before and after."""
+    return [
+        {
+            "name": excerpts.masked(name, _LABEL_CHARACTERS).text,
+            "told": excerpts.masked(its.get("told", "")).text,
+            "before": its["before"],
+            "after": its["after"],
+        }
+        for name, its in balance["values"].items()
     ]
 
 

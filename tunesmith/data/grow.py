@@ -1,0 +1,148 @@
+"""The training side alone, after the split: balanced, grown by new rows, mixed with general ones.
+
+Validation and test pass through untouched. What is added comes from outside the split, so the rows of all sides are
+held against one another once more, and a new certificate says that training still knows nothing of the exam.
+
+Nothing is lost: the rows that came, and all that was made beside them, are in the end kept or dropped with a reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.core import certificate
+from tunesmith.core.clean_section import Clean
+from tunesmith.core.data_section import Grow
+from tunesmith.core.errors import DataError
+from tunesmith.core.step import Artifact
+from tunesmith.data import admission, balance, known, mix, parts, similar, sketches, synthesise
+from tunesmith.data.drops import Drops
+from tunesmith.data.seeds import Seeds
+from tunesmith.data.split import ALIKE, SIDES
+from tunesmith.models.base import Base
+
+VERSION = 1
+
+_HELD_OUT = SIDES[1:]
+
+
+def run(
+    grow: Grow,
+    clean: Clean,
+    system: str | None,
+    max_quarantined: float,
+    base: Base | None,
+    splits: Artifact,
+    out: Path,
+) -> dict[str, Any]:
+    """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl`, `dropped.jsonl` (each row with its reason) and
+    `certificate.json`, as the split does.
+
+    `base` is there where it is asked for rows. Raises DataError where no training row is left, and what reading and
+    cleaning general rows, reading documents, and asking a model raise.
+    """
+    certified = certificate.require(splits.folder)
+    for side in _HELD_OUT:
+        shutil.copyfile(splits / f"{side}.jsonl", out / f"{side}.jsonl")
+    # With the hashes of the split, what it certified is found again as it was.
+    cut = sketches.banding(ALIKE, splits.summary["rows_in"])
+    told: dict[str, Any] = {"balance": None, "synthesise": None, "mix": None}
+    with parts.workplace(None, out) as work, Drops(out / "dropped.jsonl") as drops:
+        exam = known.exam({side: out / f"{side}.jsonl" for side in _HELD_OUT}, clean.benchmarks, cut, work)
+        whole = [splits / "train.jsonl"]
+        if grow.balance:
+            told["balance"] = balance.run(grow.balance, whole[0], work / "balanced.jsonl", work, drops)
+            whole = [work / "balanced.jsonl"]
+        own = told["balance"]["kept"] if told["balance"] else splits.summary["train"]
+        if grow.synthesise:
+            ground = synthesise.Ground(grow.synthesise, clean, system, Seeds(whole[0], cut, work), exam, drops)
+            told["synthesise"] = synthesise.run(ground, base, out)
+            whole.append(work / "new.jsonl")
+            own += told["synthesise"]["kept"]
+        if grow.mix:
+            told["mix"] = mix.run(mix.General(grow.mix, clean, max_quarantined, exam, drops), own, base, out)
+            whole.append(work / "mixed.jsonl")
+            own += told["mix"]["mixed"]
+        _concatenate(whole, out / "train.jsonl")
+        facts = _certify(certified, exam, out)
+        reasons, dropped = drops.reasons, drops.counts.total()
+    came_in = sum(splits.summary[side] for side in SIDES)
+    stages = list(_stages(came_in, told, drops))
+    made, quarantined = sum(stage["made"] for stage in stages), sum(stage["quarantined"] for stage in stages)
+    trained = splits.summary["train"]
+    assert trained + made == own + dropped + quarantined, f"{made:,} made, {own:,} kept, {dropped:,} dropped"
+    if not own:
+        raise DataError(
+            "no training row is left after growing",
+            ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "there was none to begin with",
+            "read output/failed/grow/dropped.jsonl, then loosen `data.grow`",
+        )
+    sides = {"train": own, **{side: splits.summary[side] for side in _HELD_OUT}}
+    ledger = {**sides, "dropped": dropped, "quarantined": quarantined, "reasons": reasons, "stages": stages}
+    return {**_said(told, own, dropped), "rows_in": came_in, "made": made, **ledger, **told, "certificate": facts}
+
+
+def _stages(rows: int, told: dict[str, Any], drops: Drops) -> Iterator[dict[str, Any]]:
+    """What came to each stage, over all sides, and what left it: `rows_in` + `made` = `kept` + `dropped` +
+    `quarantined`."""
+    for stage, its in zip((balance.STAGE, admission.STAGE, mix.STAGE), told.values()):
+        if its:
+            dropped, quarantined = drops.of(stage), its.get("quarantined", 0)
+            left = rows + its["made"] - dropped - quarantined
+            yield {
+                "stage": stage,
+                "rows_in": rows,
+                "made": its["made"],
+                "kept": left,
+                "dropped": dropped,
+                "quarantined": quarantined,
+            }
+            rows = left
+
+
+def _certify(certified: dict[str, Any], exam: known.Exam, out: Path) -> dict[str, Any]:
+    """The split's certificate for the grown sides, after the rows of both have been held against one another again."""
+    train = known.note_file(out / "train.jsonl", exam.work / "grown", exam.cut)
+    noted = known.together([train, *exam.sides.values()], exam.work / "shingles", exam.cut)
+    held_out = np.concatenate([noted.of(1 + i) for i in range(len(exam.sides))])
+    found = similar.across(noted.prompts, ALIKE, noted.of(0), held_out)
+    leaks = len(found.alike)
+    assert not leaks, f"{leaks} rows of the exam or of validation have their like among the grown training rows"
+    if found.uncompared:
+        raise DataError(
+            f"{len(found.uncompared):,} rows of the exam or of validation may be like grown training rows",
+            "they met too many to be compared with all of them",
+            "add fewer rows of one kind: lower data.grow.synthesise.noise.per_row or data.grow.balance.weights",
+        )
+    facts = {fact: value for fact, value in certified.items() if fact != "files"}
+    grown = {"training_rows": len(noted.of(0)), "held_out_rows": len(held_out), "leaks": leaks}
+    return certificate.seal(out, {**facts, "leaks": leaks, "grown": grown}, [f"{side}.jsonl" for side in SIDES])
+
+
+def _concatenate(files: Sequence[Path], whole: Path) -> None:
+    with open(whole, "wb") as file:
+        for path in files:
+            with open(path, "rb") as piece:
+                shutil.copyfileobj(piece, file)
+
+
+def _said(told: dict[str, Any], train: int, dropped: int) -> dict[str, Any]:
+    said = [f"{train:,} train, {dropped:,} dropped"]
+    if found := told["balance"]:
+        said.append(f"{found['repeats']:,} repeats and {found['dropped']:,} drops to balance {found['by']}s")
+    if found := told["synthesise"]:
+        kinds = ", ".join(f"{its['kept']:,} {kind}" for kind, its in found["kinds"].items())
+        said.append(f"new rows: {kinds or 'none'}")
+    if found := told["mix"]:
+        said.append(f"{found['mixed']:,} general rows ({found['share']:.1%})")
+    warnings = told["mix"]["warnings"] if told["mix"] else []
+    return {
+        "headline": "; ".join([*said, *(warning.rstrip(".") for warning in warnings)]),
+        "vouched": f"Certified anew: of the {train:,} training rows, none is like one of the exam or of validation.",
+        "warnings": warnings,
+    }
