@@ -36,7 +36,7 @@ class Exchange:
 
 def read(record: Object, notes: list[str]) -> Exchange | None:
     """The exchange in a record; None for a record that is no log. Raises Unusable where the request failed."""
-    if not record.keys() & _SIGNS:
+    if _SIGNS.isdisjoint(record):
         return None
     request = _request(record)
     if request is None:

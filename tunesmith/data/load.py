@@ -62,7 +62,8 @@ class Ledger:
         self.rows_in += 1
         if isinstance(outcome, Row):
             self.shapes[outcome.shape] += 1
-            self.repairs.update(outcome.changes)
+            if outcome.changes:
+                self.repairs.update(outcome.changes)
         else:
             self.reasons[outcome.reason] += 1
             self.first.setdefault(outcome.reason, outcome)

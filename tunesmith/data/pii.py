@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
@@ -112,18 +112,19 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
     if digits or b"_" in marks:
         if "eyJ" in text:
             yield from _tried(recognisers.JWTS, everywhere)
-        if any(sign in text for sign in _BEGINNINGS) or ("_" in text and any(sign in text for sign in _UNDERSCORED)):
+        if _has_any(text, _BEGINNINGS) or (b"_" in marks and _has_any(text, _UNDERSCORED)):
             yield from _tried(recognisers.PREFIXED, everywhere)
-    if "@" in text and (":/" in text or ":\\/" in text):
+    if b"@" in marks and (":/" in text or ":\\/" in text):
         yield from _tried(recognisers.LOGINS, everywhere)
-    if digits and "=" in text:
+    if digits and b"=" in marks:
         yield from _tried(recognisers.PARAMETERS, everywhere)
     lower = text.lower()
     if len(lower) == len(text):  # so that places are the same; İ alone becomes longer
-        yield from _tried(recognisers.PASSWORDS, _around(lower, _PASSWORD, 0, 240))
-        if digits and any(sign in lower for sign in _TOKENS):
+        if "pass" in lower or "pwd" in lower:
+            yield from _tried(recognisers.PASSWORDS, _around(lower, _PASSWORD, 0, 240))
+        if digits and _has_any(lower, _TOKENS):
             yield from _tried(recognisers.TOKENS, _around(lower, _TOKEN, 16, 540))
-    if "@" in text:
+    if b"@" in marks:
         yield from _tried(recognisers.ADDRESSES, everywhere)
     if digits >= 7:
         yield from _tried(recognisers.IBANS, _around(text, _CODED, 2, 48))
@@ -131,6 +132,10 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
     if digits >= 4:
         yield from _tried(recognisers.HOSTS_4, _around(text, _DOTTED, 24, 8))
         yield from _tried(recognisers.HOSTS_6, _around(text, _COLONS, 40, 40))
+
+
+def _has_any(text: str, signs: Sequence[str]) -> bool:
+    return any(map(text.__contains__, signs))
 
 
 def _around(text: str, sign: re.Pattern[str], before: int, after: int) -> list[tuple[int, int]]:
