@@ -372,7 +372,6 @@ def test_the_step_stands_between_cleaning_and_the_split(
         tunesmith.run(path, until="judge", set=["data.judge=null"])
 
 
-@pytest.mark.slow
 def test_a_whole_run_tells_what_the_judge_did(tiny: bases.Base, server: served.Served, tmp_path: Path) -> None:
     short = ["train.epochs=1", "train.evaluations=1", "evaluate.generation.max_new_tokens=2"]
     path = project_of(tmp_path, server.url, 40, personal=(5,))
@@ -407,7 +406,6 @@ def test_the_base_is_an_input_only_where_it_judges(tiny: bases.Base, tmp_path: P
         )
 
 
-@pytest.mark.slow
 def test_a_real_model_that_is_too_small_to_judge_is_found_out(
     base: bases.Base, real_data: Path, tmp_path: Path
 ) -> None:

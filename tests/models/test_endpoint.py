@@ -455,7 +455,6 @@ def test_what_the_base_cannot_read_is_a_fault(tiny: bases.Base, tmp_path: Path) 
     assert replies[1].answer_tokens > 0
 
 
-@pytest.mark.slow
 def test_the_real_model_answers_in_process_and_behind_an_address(base: bases.Base, tmp_path: Path) -> None:
     question = Asked([{"role": "user", "content": "What is the capital of France?"}])
     with Client(Endpoint(max_tokens=24), tmp_path, base) as client:
