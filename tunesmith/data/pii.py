@@ -85,7 +85,7 @@ def find(text: str) -> list[Find]:
     Of two that see the same characters, the one that is tried first wins."""
     found: list[Find] = []
     if "\\" in text:
-        text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else " " * len(match[0]), text)
+        text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else "\n" * len(match[0]), text)
     marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
     for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
         for match in recogniser.shape.finditer(text, start, stop):
@@ -130,6 +130,7 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
         yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
     if digits >= 4:
         yield from _tried(recognisers.HOSTS_4, _around(text, _DOTTED, 24, 8))
+    if digits and marks.count(b":") >= 2:
         yield from _tried(recognisers.HOSTS_6, _around(text, _COLONS, 40, 40))
 
 
