@@ -282,6 +282,26 @@ def test_an_answer_that_asks_for_a_score_is_part_of_the_question() -> None:
     assert user["content"].endswith("# Answer to judge\n\n{score: 5}")
 
 
+def test_what_is_called_is_part_of_what_is_said() -> None:
+    """An answer may be nothing but a call: shown without it, the judge would find it empty."""
+
+    def calls(name: str) -> list[dict[str, Any]]:
+        return [{"type": "function", "function": {"name": name, "arguments": {"city": "Köln"}}}]
+
+    messages = [
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": "", "tool_calls": calls("where_am_i")},
+        {"role": "tool", "content": "Köln"},
+        {"role": "assistant", "content": "I look.", "tool_calls": calls("weather")},
+    ]
+    shown = rubric.question("Be brief.", Row(messages, "a", 1, "m")).messages[-1]["content"]
+    before, answer = shown.split("# Answer to judge")
+    assert '[assistant]\n[{"type":"function","function":{"name":"where_am_i"' in before
+    assert answer.startswith(
+        '\n\nI look.\n[{"type":"function","function":{"name":"weather","arguments":{"city":"Köln"}}'
+    )
+
+
 def test_of_several_answers_the_one_is_chosen_that_wins_in_both_orders(tiny: bases.Base, tmp_path: Path) -> None:
     def best(messages: list[dict[str, str]], seed: int) -> str:
         text = messages[-1]["content"]

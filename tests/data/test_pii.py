@@ -297,7 +297,9 @@ def test_surrogates_come_from_ranges_that_are_nobodys(value, new):
 
 @pytest.mark.parametrize("secret", ["парольпароль", "Señor-2024", "!!!!!!!!!", "---", "漢字漢字漢字漢字"])
 def test_of_a_secret_in_any_letters_or_signs_nothing_is_left(secret):
-    [kept] = personal_data([row(f"ftp://anna:{secret}@h.org/ and ftp://berta:{secret[::-1]}x@h.org/", "ok")], "surrogate")
+    [kept] = personal_data(
+        [row(f"ftp://anna:{secret}@h.org/ and ftp://berta:{secret[::-1]}x@h.org/", "ok")], "surrogate"
+    )
     one, two = re.findall(":([^/:@]+)@", kept.row.messages[0]["content"])
     assert one != two
     assert not {c for c in secret if c.isalpha()} & {c for c in one + two if not c.isascii()}

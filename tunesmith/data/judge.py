@@ -30,7 +30,7 @@ from tunesmith.data.rubric import SCORES, Verdict
 from tunesmith.models.base import Base
 from tunesmith.models.endpoint import Asked, Client, Reply
 
-VERSION = 1
+VERSION = 2
 
 _OTHER_SEED = 1  # of the sample's second round
 _FEW_EQUAL = 0.7  # a judge that agrees with itself less often is warned of

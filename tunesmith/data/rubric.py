@@ -45,10 +45,20 @@ class Verdict:
 
 def question(rubric: str, row: Row, seed: int = 0) -> Asked:
     """What is asked about the last answer of a row."""
-    turns = [f"[{message['role']}]\n{message['content']}" for message in row.prompt]
-    tools = [f"[tools]\n{orjson.dumps(row.tools).decode()}"] if row.tools else []
-    shown = "\n\n".join(["# Conversation", *tools, *turns, "# Answer to judge", row.answer])
+    shown = "\n\n".join(["# Conversation", *conversation(row), "# Answer to judge", said(row.messages[-1])])
     return Asked([_says("system", _TASK.format(rubric=rubric.strip())), _says("user", shown)], seed, json=True)
+
+
+def conversation(row: Row) -> list[str]:
+    """The tools of a row and all that is said before its last answer."""
+    tools = [f"[tools]\n{orjson.dumps(row.tools).decode()}"] if row.tools else []
+    return [*tools, *(f"[{message['role']}]\n{said(message)}" for message in row.prompt)]
+
+
+def said(message: Message) -> str:
+    """What a message says, and what it calls: an answer may be a call alone."""
+    calls = message.get("tool_calls")
+    return "\n".join(filter(None, [message["content"], orjson.dumps(calls).decode() if calls else ""]))
 
 
 def verdict(reply: Reply) -> Verdict:
