@@ -187,7 +187,11 @@ def test_where_there_is_no_score_there_is_none(tiny: bases.Base, tmp_path: Path,
     assert kept_lines(tmp_path) == ([1, 8] if on_abstention == "drop" else list(range(1, 12)))
     assert summary["reasons"] == ({"the judge abstained": 9} if on_abstention == "drop" else {})
     assert "no score for 9" in summary["headline"]
-    assert any("--force judge" in warning for warning in summary["warnings"])
+    assert summary["warnings"] == [
+        "1 rows had no answer: `tunesmith run --force judge` asks about them again",
+        "2 rows had an answer that is kept and of no use, which takes more data.judge.endpoint.max_tokens where it is "
+        "cut off, or another model",
+    ]
 
 
 def test_a_judge_that_cannot_judge_is_found_out_by_the_sample(tiny: bases.Base, tmp_path: Path) -> None:

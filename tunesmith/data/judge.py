@@ -56,12 +56,14 @@ class _Found:
     causes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     repaired: int = 0
+    passing: int = 0  # rows that the judge, asked again, may yet give a score
     products: list[float] = field(default_factory=lambda: [0.0] * 5)  # of x, y, x squared, y squared, x times y
 
     def enter(self, row: Row, verdict: Verdict) -> None:
         self.repaired += verdict.repaired
         if verdict.score is None:
             self.causes[verdict.cause] += 1
+            self.passing += verdict.passing
             return
         self.scores[verdict.score] += 1
         x, y = float(verdict.score), math.log1p(len(row.answer))
@@ -286,8 +288,11 @@ def _warnings(found: _Found, equal: float | None, correlation: float | None) -> 
         warnings.append(f"asked twice, the judge gave the same score to {equal:.0%} of the sample's rows")
     if correlation is not None and abs(correlation) >= _FOLLOWS_LENGTH:
         warnings.append(f"the judge's scores follow the length of the answers (r = {correlation:.2f})")
-    if unanswered := sum(n for cause, n in found.causes.items() if cause.startswith(rubric.UNANSWERED)):
-        warnings.append(f"{unanswered:,} rows had no answer: `tunesmith run --force judge` asks about them again")
+    if found.passing:
+        warnings.append(f"{found.passing:,} rows had no answer: `tunesmith run --force judge` asks about them again")
+    if lasting := sum(n for cause, n in found.causes.items() if cause.startswith(rubric.UNANSWERED)) - found.passing:
+        mend = "more data.judge.endpoint.max_tokens where it is cut off, or another model"
+        warnings.append(f"{lasting:,} rows had an answer that is kept and of no use, which takes {mend}")
     if len(found.scores) == 1 and found.scores.total() > 1:
         warnings.append(f"the judge gave every row a {next(iter(found.scores))}: it tells none from another")
     return warnings

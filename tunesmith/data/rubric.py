@@ -34,13 +34,15 @@ Reply with one JSON object and nothing else: {"reason": "one short sentence", "b
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score from 1 to 5; None for an abstention, whose `cause` is a short phrase to count by."""
+    """A score from 1 to 5; None for an abstention, whose `cause` is a short phrase to count by. It is `passing` where
+    the judge, asked again, may give one."""
 
     score: int | None
     reason: str
     cause: str = ""
     repaired: bool = False
     cached: bool = False
+    passing: bool = False
 
 
 def question(rubric: str, row: Row, seed: int = 0) -> Asked:
@@ -64,7 +66,7 @@ def said(message: Message) -> str:
 def verdict(reply: Reply) -> Verdict:
     """A score is a whole number on the scale, written as such; whatever else is said is an abstention."""
     if reply.text is None:
-        return Verdict(None, "", UNANSWERED + reply.fault, cached=reply.cached)
+        return Verdict(None, "", UNANSWERED + reply.fault, cached=reply.cached, passing=reply.passing)
     try:
         said, repaired = _json(reply.text)
     except ValueError:
