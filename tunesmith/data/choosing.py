@@ -11,15 +11,16 @@ from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.errors import settings_named
 from tunesmith.core.records import Row
 from tunesmith.data import judge, rubric
+from tunesmith.data.rubric import Choice
 from tunesmith.data.traits import Places
 from tunesmith.models.endpoint import Client
 
-Choose = Callable[[list[list[int]]], Iterator[int | None]]
-"""Of the places of rows that answer one prompt, which answers best, by its number; None where that cannot be told."""
+Choose = Callable[[list[list[int]]], Iterator[Choice]]
+"""Of the places of rows that answer one prompt, which answers best, by its number."""
 
 
 def chooser(endpoint: Endpoint | None, rows: Callable[[Places], Iterator[Row]]) -> Choose:
-    def choose(contested: list[list[int]]) -> Iterator[int | None]:
+    def choose(contested: list[list[int]]) -> Iterator[Choice]:
         assert endpoint is not None, "checked with the project file"
         places = sorted(place for answering in contested for place in answering)
         of = dict(zip(places, rows(np.array(places, np.int64))))

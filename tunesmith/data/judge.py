@@ -26,7 +26,7 @@ from tunesmith.core.errors import DataError, ResourceError, settings_named
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import rubric
-from tunesmith.data.rubric import SCORES, Verdict
+from tunesmith.data.rubric import SCORES, Choice, Verdict
 from tunesmith.models.base import Base
 from tunesmith.models.endpoint import Asked, Client, Reply
 
@@ -132,11 +132,11 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
 def choose(client: Client, prompt: str, answers: Sequence[str]) -> int | None:
     """The index of the best answer, or None where the judge cannot tell: it is asked in both orders, and has to name
     the same answer each time."""
-    [best] = choices(client, [(prompt, answers)])
-    return best
+    [choice] = choices(client, [(prompt, answers)])
+    return choice.best
 
 
-def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> Iterator[int | None]:
+def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     """`choose` for many prompts with their answers, several under way at once."""
     orders: deque[list[int]] = deque()
 
@@ -147,10 +147,10 @@ def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> I
                 yield rubric.choice(prompt, answers, order)
 
     replies = client.ask(questions())
-    for reply in replies:
-        first = rubric.chosen(reply, orders.popleft())
-        second = rubric.chosen(next(replies), orders.popleft())
-        yield first if first == second else None
+    for one in replies:
+        other = next(replies)
+        first, second = (rubric.chosen(reply, orders.popleft()) for reply in (one, other))
+        yield Choice(first if first == second else None, not (one.passing or other.passing))
 
 
 def _judge_sample(client: Client, judge: Judge, rows_file: Path, rows_in: int) -> _Sample:

@@ -45,6 +45,15 @@ class Verdict:
     passing: bool = False
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The index of the best of several answers, or None where that cannot be told: `answered` says whether the judge, asked again,
+    would say the same."""
+
+    best: int | None
+    answered: bool = True
+
+
 def question(rubric: str, row: Row, seed: int = 0) -> Asked:
     """What is asked about the last answer of a row."""
     shown = "\n\n".join(["# Conversation", *conversation(row), "# Answer to judge", said(row.messages[-1])])
