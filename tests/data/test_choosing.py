@@ -46,8 +46,8 @@ def likes(*words: str):
 def clean(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(url: str, **options: Any) -> tuple[list[int], dict[int, str]]:
-        store.write_rows(tmp_path / "rows.jsonl", ROWS)
+    def run(url: str, rows: list[Row] = ROWS, **options: Any) -> tuple[list[int], dict[int, str]]:
+        store.write_rows(tmp_path / "rows.jsonl", rows)
         (tmp_path / "out").mkdir(exist_ok=True)
         judge = {"contradictions": "judge", "judge": {"url": url, "model": "small"}, "duplicates": "keep"}
         settings = Clean.model_validate({**judge, "near_duplicates": None, "single_answer": "yes", **options})
@@ -101,3 +101,15 @@ def test_nobody_is_asked_where_several_answers_may_be_right(clean):
     with serving(likes("down")) as served:
         kept, dropped = clean(served.url, single_answer="no")
         assert (len(kept), dropped, served.asked) == (len(ROWS), {}, [])
+
+
+def test_personal_data_that_goes_to_a_server_is_told_of(clean, tmp_path, capsys):
+    with serving(likes("down")) as served:
+        told = (
+            f"rows go to {served.url} with the personal data in them: email (2); data.clean.personal_data replaces it"
+        )
+        clean(served.url, rows=[*ROWS, row("Who?", "a@x.com", 9), row("And who?", "b@x.com", 10)])
+        assert store.read_json(tmp_path / "out/summary.json")["warnings"] == [told]
+        assert told in capsys.readouterr().err
+        clean(served.url, rows=[*ROWS, row("Who?", "a@x.com", 9)], personal_data="replace")
+        assert store.read_json(tmp_path / "out/summary.json")["warnings"] == []

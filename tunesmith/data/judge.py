@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,7 +86,7 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
     """
     rows_file = clean / "rows.jsonl"
     rows_in = sum(1 for _ in _lines(rows_file))
-    found, personal = _Found(), _personal(judge.endpoint, clean)
+    found, personal = _Found(), sent_along(judge.endpoint, clean.summary.get("changes", {}))
     with (
         settings_named({"endpoint.": "data.judge.endpoint."}),
         Client(judge.endpoint, store.cache_dir() / "replies", base) as client,
@@ -268,11 +268,11 @@ def _score_line(row: Row, verdict: Verdict) -> dict[str, Any]:
     return {"id": row.id, "source": row.source, "line": row.line, **told, **how}
 
 
-def _personal(endpoint: Endpoint, clean: Artifact) -> list[str]:
-    """Told before anything is sent: cleaning may have found personal data and left it where it is."""
-    changes = clean.summary.get("changes", {})
+def sent_along(endpoint: Endpoint | None, changes: Mapping[str, int]) -> list[str]:
+    """Told before anything is sent: cleaning may have found personal data and left it where it is, as the notes in rows
+    say, which `changes` counts."""
     kinds = {note.removeprefix("contains: "): n for note, n in changes.items() if note.startswith("contains: ")}
-    if not kinds or endpoint.url is None:
+    if not kinds or endpoint is None or endpoint.url is None:
         return []
     listed = ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items())
     warning = (

@@ -47,8 +47,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """The index of the best of several answers, or None where that cannot be told: `answered` says whether the judge, asked again,
-    would say the same."""
+    """The index of the best of several answers, or None where that cannot be told; where that is not `answered`, the
+    judge may tell when it is asked again."""
 
     best: int | None
     answered: bool = True
