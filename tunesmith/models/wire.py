@@ -237,7 +237,7 @@ def _vectors(text: str, count: int) -> list[list[float]]:
         }
     except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
         raise Passing("an answer that holds no vectors", _line(str(error))) from None
-    if sorted(found) != list(range(count)) or len({len(vector) for vector in found.values()}) != 1:
+    if sorted(found) != list(range(count)) or len({len(vector) for vector in found.values()}) != 1 or not found[0]:
         raise Passing("an answer that holds other vectors than were asked for", f"{len(found)} for {count} texts")
     return [found[place] for place in range(count)]
 
