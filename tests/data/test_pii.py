@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -165,9 +166,12 @@ def test_placeholders_that_stand_there_already_are_not_given_again():
     assert kept.row.messages[0]["content"] == "[EMAIL_1] wrote to [EMAIL_2]"
 
 
-def test_tool_calls_and_rejected_answers_are_cleaned_too():
+def test_tools_their_calls_and_rejected_answers_are_cleaned_too():
     calls = [{"type": "function", "function": {"name": "mail", "arguments": {"to": ["a@x.com"], "urgent": True}}}]
-    [kept] = personal_data([row("hi", "sent", rejected="sent to a@x.com", tool_calls=calls)], "replace")
+    mail = {"name": "mail", "description": "Writes, as to a@x.com.", "parameters": {"maximum": 9}}
+    dirty = row("hi", "sent", rejected="sent to a@x.com", tool_calls=calls)
+    [kept] = personal_data([replace(dirty, tools=[{"type": "function", "function": mail}])], "replace")
+    assert kept.row.tools == [{"type": "function", "function": {**mail, "description": "Writes, as to [EMAIL_1]."}}]
     assert kept.row.messages[-1]["tool_calls"][0]["function"]["arguments"] == {"to": ["[EMAIL_1]"], "urgent": True}
     assert kept.row.rejected == "sent to [EMAIL_1]"
 

@@ -55,8 +55,8 @@ def personal_data(
     """Replaces personal data by placeholders or by surrogates, drops the rows that hold any, or only notes its kinds.
 
     A placeholder such as [EMAIL_1], or a surrogate such as user1@example.com, stands for one value throughout the row,
-    system message, tool calls and rejected answer included; for a number of a tool call, a placeholder stands as text.
-    A row goes also where it would break an answer that is JSON. `finder` is a Python file with the project's own
+    system message, tools, tool calls and rejected answer included; for a number of a tool call, a placeholder stands as
+    text. A row goes also where it would break an answer that is JSON. `finder` is a Python file with the project's own
     `find`; ConfigError for one that is of no use.
     """
     find_all = partial(_also, _own(finder, finder.stat().st_mtime_ns)) if finder else find
