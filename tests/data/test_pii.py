@@ -374,6 +374,15 @@ def test_a_finder_of_the_projects_own_adds_kinds(tmp_path):
     assert reported.row.changes == ["contains: person"]
 
 
+def test_what_a_finder_sees_around_another_find_is_not_left(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "def find(text): return [('address', 0, text.find(' thanks')), ('x', 0, 4)] if 'thanks' in text else []"
+    )
+    [kept] = personal_data([row("Anna Berg <anna@x.com>, tel. 030 1234567 (Main St) thanks", "ok")], "replace", path)
+    assert kept.row.messages[0]["content"] == "[ADDRESS_1] <[EMAIL_1]>, [ADDRESS_2]. [PHONE_1] ([ADDRESS_3]) thanks"
+
+
 @pytest.mark.parametrize(("code", "why"), [
     ("def find(text): return 5", "returned 5"), ("def find(text): return [('a', 0, 99)]", "returned [('a', 0, 99)]"),
     ("def find(text): return [('a', 1, 1)]", "returned"), ("def find(text): return [(0, 0, 1)]", "returned"),

@@ -46,6 +46,7 @@ _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
 _PASSWORD = re.compile("p(?:ass[cpw]|wd)")
 _TOKEN = re.compile("|".join(_TOKENS))
 _TELLING = 6  # characters of a value that is replaced also where nothing but the value tells what it is
+_INNER = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # from a letter or digit to another
 _KIND = re.compile(r"[^\W\d_][\w -]{0,30}")
 
 
@@ -185,10 +186,15 @@ def _useless(path: Path, why: str) -> ConfigError:
 
 
 def _also(own: Callable[[str], list[Find]], text: str) -> list[Find]:
-    """What is found by shape, and by the project's own `find` where nothing was."""
+    """What is found by shape, and by the project's own `find` where nothing was: of an address that holds a phone
+    number, what stands before and after it."""
     found = find(text)
-    for new in own(text):
-        _enter(found, new)
+    for kind, start, end in own(text):
+        taken = [(a, b) for _, a, b in found if a < end and b > start]
+        for free_start, free_end in zip([start, *(b for _, b in taken)], [*(a for a, _ in taken), end]):
+            inner = _INNER.search(text[:free_end], free_start)
+            if inner:
+                _enter(found, (kind, *inner.span()))
     return found
 
 
