@@ -306,6 +306,7 @@ def _write(done: list[parts.Done], rows: Traits, rulings: Rulings, out: Path, fo
                     left[place], line = _ruled(line, rulings[place], rows, found) if place in rulings else (True, line)
                     (kept if left[place] else dropped).write(line)
                     place += 1
+    assert place == len(rows), f"{place} rows where {len(rows)} were noted"  # files that a power cut left short
     return np.flatnonzero(left)
 
 
