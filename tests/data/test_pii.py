@@ -384,7 +384,8 @@ def test_what_a_finder_sees_around_another_find_is_not_left(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "why"), [
-    ("def find(text): return 5", "returned 5"), ("def find(text): return [('a', 0, 99)]", "returned [('a', 0, 99)]"),
+    ("def find(text): return 5", "returned 5"), ("def find(text): return [('a', 0, 99)]", "returned [(a text, 0, 99)]"),
+    ("def find(text): return {text: 1}", "returned a dict"), ("def find(text): return ['Anna'] * 9", "a text, ...]"),
     ("def find(text): return [('a', 1, 1)]", "returned"), ("def find(text): return [(0, 0, 1)]", "returned"),
     ("def find(text): return [('[x]', 0, 1)]", "returned"), ("def find(text): return text.a", "AttributeError"),
     ("find = 3", "on each text"), ("1 / 0", "ZeroDivisionError"),
@@ -395,4 +396,5 @@ def test_a_finder_that_cannot_be_used_is_a_config_error(code, why, tmp_path):
     with pytest.raises(ConfigError) as refusal:
         list(personal_data([row("hello", "hi")], "report", path))
     assert why in refusal.value.why
+    assert "Anna" not in refusal.value.why
     assert refusal.value.next

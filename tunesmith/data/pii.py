@@ -45,6 +45,7 @@ _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
 _PASSWORD = re.compile("p(?:ass[cpw]|wd)")
 _TOKEN = re.compile("|".join(_TOKENS))
+_SHOWN = 4  # items of a list, where an error tells what it is
 _TELLING = 6  # characters of a value that is replaced also where nothing but the value tells what it is
 _INNER = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # from a letter or digit to another
 _KIND = re.compile(r"[^\W\d_][\w -]{0,30}")
@@ -164,10 +165,20 @@ def _own(path: Path, changed_ns: int) -> Callable[[str], list[Find]]:
         except plugin.Fault as fault:
             raise _useless(path, str(fault)) from None
         if not isinstance(given, list | tuple) or not all(_is_find(item, len(text)) for item in given):
-            raise _useless(path, f"it returned {given!r:.200} for a text of {len(text)} characters")
+            raise _useless(path, f"it returned {_form(given)} for a text of {len(text)} characters")
         return [(str(kind), start, end) for kind, start, end in given]
 
     return found
+
+
+def _form(given: object) -> str:
+    """What it is, without the texts in it: they may be what nobody should read here."""
+    if isinstance(given, str):
+        return "a text"
+    if isinstance(given, list | tuple):
+        its = ", ".join(map(_form, given[:_SHOWN])) + (", ..." if len(given) > _SHOWN else "")
+        return f"({its})" if isinstance(given, tuple) else f"[{its}]"
+    return str(given) if isinstance(given, int | float | None) else f"a {type(given).__name__}"
 
 
 def _is_find(item: object, length: int) -> bool:
