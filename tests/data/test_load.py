@@ -211,6 +211,17 @@ def test_one_broken_place_that_hides_many_records_does_not_count_as_one(tmp_path
         loaded(tmp_path, source(path), max_quarantined=0.05)
 
 
+def test_many_places_that_hide_a_few_records_each_are_counted_together(tmp_path):
+    """Each unclosed quote swallows 30 lines up to the next one, 3 % of the file; ten of them swallow nearly a third."""
+    path = tmp_path / "rows.csv"
+    swallowed = '"p,c\n' + "p,c\n" * 29 + '"p" p,c\n'
+    path.write_text("prompt,completion\n" + ("p,c\n" * 70 + swallowed) * 10)
+    assert len(path.read_text().splitlines()) == 1011
+    with pytest.raises(DataError, match=r"6% of rows.csv cannot be read, from record or line 72 on"):
+        loaded(tmp_path, source(path), max_quarantined=0.05)
+    assert loaded(tmp_path, source(path), max_quarantined=0.5)["quarantined"] == 10
+
+
 def test_nothing_to_load_is_an_error(tmp_path):
     with pytest.raises(DataError, match="nothing to load"):
         loaded(tmp_path)
