@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
+import glob
 import gzip
 import io
 import json
@@ -130,6 +132,62 @@ def test_links_are_followed_once_and_one_that_leads_nowhere_is_no_silence(tmp_pa
     assert rows(tmp_path)[0][0] == "linked/a.jsonl"
     (folder / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     assert "gone.jsonl cannot be opened" in refusal(tmp_path, folder).what
+
+
+def test_a_folder_that_is_linked_beside_itself_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "in/2024/a.jsonl", records(1))
+    (tmp_path / "in/latest").symlink_to("2024")
+    (tmp_path / "in/2023").symlink_to("2024")
+    assert list(inputs.files(tmp_path / "in")) == ["2024/a.jsonl"]
+    assert list(inputs.files(tmp_path / "in/**/*.jsonl")) == ["2024/a.jsonl"]
+    assert list(inputs.files(tmp_path / "in/l*/*.jsonl")) == ["latest/a.jsonl"]
+
+
+def test_a_glob_ends_where_links_go_round(tmp_path: Path) -> None:
+    write(tmp_path / "in/deep/a.jsonl", records(1))
+    (tmp_path / "in/deep/up").symlink_to("..")
+    (tmp_path / "in/deep/top").symlink_to(tmp_path / "in")
+    for pattern in ("**/*.jsonl", "**/a.*", "*/**/a.jsonl", "**/**/?.jsonl", "deep/**", "**"):
+        assert list(inputs.files(tmp_path / "in" / pattern)) in (["deep/a.jsonl"], ["a.jsonl"]), pattern
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "ab", ".a"]), min_size=1, max_size=4), min_size=1, max_size=5),
+    st.lists(st.sampled_from(["**", "*", "a", "a*", "?", "[ab]", ".*"]), min_size=1, max_size=4),
+)
+def test_globs_match_what_the_standard_library_matches(
+    tmp_path_factory: pytest.TempPathFactory, names: list[list[str]], pattern: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("tree")
+    for name in names:
+        with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+            write(folder.joinpath(*name), b"x")
+    path = folder.joinpath(*pattern)
+    if not inputs.is_glob(path):
+        return
+    expected = {one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)}
+    found = inputs.files(path)
+    assert {str(one) for one in found.values()} == expected
+    assert list(found) == sorted(found, key=lambda name: Path(name).parts)
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.jsonl", records(1))
+    os.mkfifo(tmp_path / "in/pipe.jsonl")
+    assert list(inputs.files(tmp_path / "in")) == list(inputs.files(tmp_path / "in/*.jsonl")) == ["a.jsonl"]
+    for path in (tmp_path / "in/pipe.jsonl", Path("/dev/null")):
+        with pytest.raises(ValueError, match="neither a file nor a folder"):
+            source(path)
+
+
+def test_a_link_that_leads_nowhere_is_told_wherever_it_stands(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.jsonl", records(1))
+    (tmp_path / "in/gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"gone.jsonl is a link, and .*nowhere is not there"):
+        source(tmp_path / "in/gone.jsonl")
+    for path in (tmp_path / "in", tmp_path / "in/*.jsonl"):
+        with pytest.raises(DataError, match=r"gone.jsonl cannot be opened"):
+            Steps(tmp_path / "output")("load", load.run, [source(path)], None, 0.05)
 
 
 def test_the_projects_own_output_is_never_read(tmp_path: Path) -> None:
