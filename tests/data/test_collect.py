@@ -180,6 +180,13 @@ def test_what_is_no_regular_file_is_refused_before_it_is_waited_for(tmp_path: Pa
             source(path)
 
 
+def test_a_name_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl"), records(1))
+    for named in (path, tmp_path / "in", tmp_path / "in/*.jsonl"):
+        with pytest.raises(ValueError, match=r"the name of .*caf\?.jsonl is not UTF-8: rename it"):
+            source(named)
+
+
 def test_a_link_that_leads_nowhere_is_told_wherever_it_stands(tmp_path: Path) -> None:
     write(tmp_path / "in/a.jsonl", records(1))
     (tmp_path / "in/gone.jsonl").symlink_to(tmp_path / "nowhere")

@@ -13,7 +13,7 @@ import fnmatch
 import glob
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,13 @@ def fault(path: Path) -> str | None:
         root, pattern = _fixed(path)
         if not root.is_dir():
             return f"no such folder: {root}{_meant(root.name, _names(root.parent))}"
-        if files(path):
-            return None
+        if found := files(path):
+            return _misnamed(found)
         below = [str(one.relative_to(root)) for one in itertools.islice(_below(root), _LOOKED_AT)]
         return f"nothing matches {path}{_meant(pattern, below, 0.3) or (f'; {root} is empty' if not below else '')}"
     if path.is_dir():
-        if files(path):
-            return None
+        if found := files(path):
+            return _misnamed(found)
         others = [name for name in _names(path.parent) if (path.parent / name) != path]
         return f"{path} holds no file{_meant(path.name, others)}"
     if _is_dead_link(path):
@@ -99,6 +99,14 @@ def fault(path: Path) -> str | None:
         return f"no such file: {path}{_meant(path.name, _names(path.parent))}"
     if not path.is_file():
         return f"{path} is neither a file nor a folder: write what it gives to a file"
+    return _misnamed([str(path)])
+
+
+def _misnamed(names: Iterable[str]) -> str | None:
+    for name in names:
+        told = name.encode(errors="replace").decode()
+        if told != name:
+            return f"the name of {told} is not UTF-8: rename it"
     return None
 
 
