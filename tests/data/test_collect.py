@@ -180,6 +180,14 @@ def test_what_is_no_regular_file_is_refused_before_it_is_waited_for(tmp_path: Pa
             source(path)
 
 
+@pytest.mark.parametrize("named", ["hf://org/name", "in/*.py", "in"])
+def test_where_one_file_is_meant_nothing_else_is_taken(tmp_path: Path, named: str) -> None:
+    write(tmp_path / "in/own.py", b"def convert(r):\n    return r\n")
+    path = write(tmp_path / "a.jsonl", records(1))
+    with pytest.raises(ValueError, match="name one file"):
+        source(path, convert=named if named.startswith("hf:") else str(tmp_path / named))
+
+
 def test_a_name_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl"), records(1))
     for named in (path, tmp_path / "in", tmp_path / "in/*.jsonl"):

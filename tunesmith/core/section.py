@@ -30,9 +30,10 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 
 
 def _existing(path: Path) -> Path:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one file")
-    return _some(path)
+    _some(path)
+    if not inputs.is_one_file(path):
+        raise ValueError(f"{inputs.shown(path)} is not one file but many; name one file")
+    return path
 
 
 def _some(path: Path) -> Path:
