@@ -73,6 +73,18 @@ def test_context_is_part_of_the_prompt():
     assert turns({"question": "q", "context": "x", "answer": "a"}) == [("user", "q\nx"), ("assistant", "a")]
 
 
+def test_no_part_of_a_prompt_is_left_out_in_silence():
+    for record in ({"prompt": "p", "input": "x", "completion": "c"}, {"prompt": "p", "context": "x", "output": "c"},
+                   {"prompt": "p", "input": "x", "chosen": "c", "rejected": "w"}):  # fmt: skip
+        assert turns(record) == [("user", "p\nx"), ("assistant", "c")]
+    assert turns({"prompt": "p", "history": [["a", "b"]], "response": "c"})[:2] == [("user", "a"), ("assistant", "b")]
+    assert turns({"prompt": [P], "input": "", "completion": "c"}) == [("user", "p"), ("assistant", "c")]
+    for record in ({"question": "q", "input": "x", "output": "c"}, {"query": "q", "input": "x", "output": "c"}):
+        with pytest.raises(Unusable, match="several columns could be the answer"):
+            read(record)
+    assert turns({"question": "q", "output": "c"}) == [("user", "q"), ("assistant", "c")]
+
+
 def test_system_columns():
     assert turns({"system_prompt": "s", "question": "q", "response": "a"})[0] == ("system", "s")
     assert turns({"system": "", "conversations": [HUMAN, GPT]})[0] == ("user", "p")

@@ -29,7 +29,7 @@ _PAIRS = (
     ("query", "answer"), ("text", "label"), ("text", "category"), ("text", "intent"), ("text", "summary"),
     ("sentence", "label"), ("source", "target"), ("message", "reply"), ("message", "response"), ("user", "assistant"),
     ("human", "assistant"), ("document", "summary"), ("article", "summary"), ("article", "highlights"),
-    ("dialogue", "summary"),
+    ("dialogue", "summary"), ("question", "output"), ("query", "output"),
 )  # fmt: skip
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
@@ -272,7 +272,7 @@ def _prompt_completion(record: Record, notes: list[str]) -> Reading | None:
     if answer is None:
         return None
     turns = _turns(record[answer], "assistant", answer)
-    prompt = [] if _is_whole(turns) else _turns(record["prompt"], "user", "prompt")
+    prompt = [] if _is_whole(turns) else _history(record, notes) + _with_input(record, "prompt")
     return Reading("prompt_completion", prompt + turns)
 
 
