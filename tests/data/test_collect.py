@@ -241,6 +241,15 @@ def test_a_folder_in_which_nothing_can_be_read_is_refused(tmp_path: Path) -> Non
     assert error.why == "1 skipped, of a kind that holds no examples: `a.png`"
 
 
+def test_what_another_source_passes_over_is_no_reason(tmp_path: Path) -> None:
+    write(tmp_path / "one/a.jsonl", records(1))
+    write(tmp_path / "one/b.png", b"\x89PNG")
+    write(tmp_path / "two/c.txt", b"Text.")
+    with pytest.raises(DataError) as error:
+        loaded(tmp_path, tmp_path / "one", tmp_path / "two")
+    assert error.value.why == "1 skipped, text has no answers: `c.txt`"
+
+
 def test_files_that_are_added_removed_or_changed_make_the_step_run_again(logs: Path, tmp_path: Path) -> None:
     def why(path: Path) -> list[str]:
         looked = Steps(tmp_path / "out", look=True, keys={"load.sources": "data.sources"})

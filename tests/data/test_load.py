@@ -288,6 +288,10 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
         "quarantined": 1,
         "shapes": {"prompt_completion": 4},
         "reasons": {"no answer column": 1},
+        "fixes": {
+            "no answer column": "rows.jsonl:5: none of `text`, `url` is known as an answer: name it in the project "
+            "file with `fields: {prompt: text, answer: ...}`"
+        },
         "columns": ["prompt", "completion", "text", "url"],
     }
     assert [example["line"] for example in found["examples"]] == [1, 2, 3]

@@ -66,6 +66,19 @@ def test_check_tells_how_many_files_there_are_and_which_are_skipped(
     assert "1 skipped, of a kind that holds no text: c.png" in shown
 
 
+def test_check_tells_how_to_mend_what_cannot_be_read(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (logs.parent / "tunesmith.yaml").write_text(
+        "name: a\ndata: {sources: [{path: our logs/a.jsonl, fields: {prompt: promt}}]}\n"
+    )
+    printed = io.StringIO()
+    monkeypatch.setattr(out, "file", printed)
+    terminal.check(api.check())
+    shown = " ".join(printed.getvalue().split())
+    assert "3 cannot be read: a column named in `fields` is missing a.jsonl:1: `fields.prompt` names `promt`" in shown
+    assert "did you mean `prompt`?" in shown
+    assert "next: tunesmith run" not in shown
+
+
 def test_init_tells_what_is_not_there(logs: Path) -> None:
     for data in ("our lgos", "our logs/*.csv"):
         with pytest.raises(ConfigError) as error:

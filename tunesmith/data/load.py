@@ -117,6 +117,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
         "quarantined": ledger.quarantined,
         "shapes": dict(ledger.shapes.most_common()),
         "reasons": dict(ledger.reasons.most_common()),
+        "fixes": {reason: f"{one.source}:{one.line}: {one.fix}" for reason, one in ledger.first.items()},
         "columns": list(columns),
         "examples": [row.to_json() for row in examples],
     }
@@ -128,10 +129,11 @@ def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], di
     skipped: list[collect.Skipped] = []
     for i, source in enumerate(sources):
         found = list(collect.collected(source.path, _why_not(source), unpacked / f"{i:03d}"))
-        skipped += [one for one in found if isinstance(one, collect.Skipped)]
+        passed_over = [one for one in found if isinstance(one, collect.Skipped)]
         items = [one for one in found if isinstance(one, collect.Item)]
         if not items:
-            raise collect.nothing_to_read(source.path, collect.told(skipped), files.EXAMPLES)
+            raise collect.nothing_to_read(source.path, collect.told(passed_over), files.EXAMPLES)
+        skipped += passed_over
         pieces += [replace(p, source=i, name=item.name) for item in items for p in files.pieces(item.path)]
     return pieces, collect.told(skipped)
 
