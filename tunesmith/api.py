@@ -278,8 +278,13 @@ def project_file(project: Where) -> Path:
 
 
 def _named(settings: Project) -> list[Path]:
-    """The paths of sources and texts."""
-    return [*(source.path for source in settings.data.sources), *(settings.pretrain.texts if settings.pretrain else [])]
+    """The paths of all data: of sources, texts, general rows, and documents that questions are asked about."""
+    sources, texts = list(settings.data.sources), list(settings.pretrain.texts if settings.pretrain else [])
+    if (grow := settings.data.grow) and grow.mix:
+        sources += grow.mix.sources
+    if grow and grow.synthesise and grow.synthesise.questions:
+        texts += grow.synthesise.questions.documents
+    return [*(source.path for source in sources), *texts]
 
 
 def output_of(project: Where) -> Path:

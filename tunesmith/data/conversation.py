@@ -158,6 +158,21 @@ def _tool_calls(turn: dict[str, Any], notes: list[str]) -> list[dict[str, Any]]:
     return [call for call in found if call]
 
 
+def tools_of(value: Any, notes: list[str]) -> list[dict[str, Any]]:
+    """A record's tools as a list of objects; they may be JSON text, whole or one by one."""
+    if value in (None, "", [], {}):
+        return []
+    try:
+        tools = parse(value, notes) if isinstance(value, str) else value
+        tools = tools if isinstance(tools, list) else [tools]
+        tools = [parse(tool, notes) if isinstance(tool, str) else tool for tool in tools]
+    except Unusable as problem:
+        raise Unusable("tools cannot be read", f"write `tools` as a JSON list of objects: {problem.fix}") from None
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise Unusable("tools cannot be read", f"write `tools` as a JSON list of objects; {short(tools)} stands there")
+    return [storable(tool, "tools") for tool in tools]
+
+
 def _call(call: Any, notes: list[str]) -> dict[str, Any] | None:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -118,6 +118,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
         "quarantined": ledger.quarantined,
         "shapes": dict(ledger.shapes.most_common()),
         "reasons": dict(ledger.reasons.most_common()),
+        "fixes": {reason: f"{one.source}:{one.line}: {one.fix}" for reason, one in ledger.first.items()},
         "columns": list(columns),
         "examples": [row.to_json() for row in examples],
     }
@@ -129,10 +130,11 @@ def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], di
     skipped: list[collect.Skipped] = []
     for i, source in enumerate(sources):
         found = list(collect.collected(source.path, _why_not(source), unpacked / f"{i:03d}"))
-        skipped += [one for one in found if isinstance(one, collect.Skipped)]
+        passed_over = [one for one in found if isinstance(one, collect.Skipped)]
         items = [one for one in found if isinstance(one, collect.Item)]
         if not items:
-            raise collect.nothing_to_read(source.path, collect.told(skipped), files.EXAMPLES)
+            raise collect.nothing_to_read(source.path, collect.told(passed_over), files.EXAMPLES)
+        skipped += passed_over
         pieces += [replace(p, source=i, name=item.name) for item in items for p in files.pieces(item.path)]
     return pieces, collect.told(skipped)
 
@@ -161,7 +163,8 @@ def _part(
 ) -> dict[str, Any]:
     """The rows and the quarantine of a part of a file, in files of its folder."""
     source, ledger = sources[part.source], Ledger(part.name)
-    size_bytes = part.path.stat().st_size
+    size_bytes, swallowed_bytes = part.path.stat().st_size, 0.0
+    first: Quarantined | None = None
     with open(folder / "rows.jsonl", "wb") as rows, open(folder / "quarantine.jsonl", "wb") as quarantine:
         for record, outcome in _outcomes(source, system, part.name, files.records_of(part)):
             ledger.enter(outcome)
@@ -169,8 +172,10 @@ def _part(
                 rows.write(orjson.dumps(outcome.to_json(), option=orjson.OPT_APPEND_NEWLINE))
                 continue
             quarantine.write(orjson.dumps(asdict(outcome), option=orjson.OPT_APPEND_NEWLINE))
-            if record.swallows and record.size_bytes > max_quarantined * size_bytes:
-                raise _broken_off(outcome, record.size_bytes / size_bytes)
+            if record.swallows:
+                swallowed_bytes, first = swallowed_bytes + record.size_bytes, first or outcome
+                if swallowed_bytes > max_quarantined * size_bytes:
+                    raise _broken_off(first, swallowed_bytes / size_bytes)
     assert ledger.rows_in == ledger.kept + ledger.quarantined, f"{ledger.path}: the ledger does not balance"
     return {**vars(ledger), "first": {reason: asdict(quarantined) for reason, quarantined in ledger.first.items()}}
 
@@ -257,7 +262,7 @@ def _refusal(ledgers: list[Ledger], summary: dict[str, Any], max_quarantined: fl
 
 
 def _broken_off(problem: Quarantined, share: float) -> DataError:
-    """One broken record that hides others must not count as one: the budget is then held against the bytes."""
+    """Broken records that hide others must not count as one each: the budget is then held against their bytes."""
     return DataError(
         f"{share:.0%} of {problem.source} cannot be read, from record or line {problem.line} on",
         problem.reason,
