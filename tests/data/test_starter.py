@@ -51,7 +51,7 @@ def test_check_tells_how_many_files_there_are_and_which_are_skipped(
         "name: a\ndata: {sources: [{path: our logs}]}\npretrain: {texts: ['our logs/*.md', 'our logs/deep']}\n"
     )
     printed = io.StringIO()
-    monkeypatch.setattr(out, "file", printed)
+    monkeypatch.setattr(out, "_file", printed)
     (logs / "deep/c.png").write_bytes(b"\x89PNG")
     (logs / "deep/b.jsonl.gz").unlink()
     with pytest.raises(DataError, match="there is no file to read in"):
@@ -71,7 +71,7 @@ def test_check_tells_how_to_mend_what_cannot_be_read(logs: Path, monkeypatch: py
         "name: a\ndata: {sources: [{path: our logs/a.jsonl, fields: {prompt: promt}}]}\n"
     )
     printed = io.StringIO()
-    monkeypatch.setattr(out, "file", printed)
+    monkeypatch.setattr(out, "_file", printed)
     terminal.check(api.check())
     shown = " ".join(printed.getvalue().split())
     assert "3 cannot be read: a column named in `fields` is missing a.jsonl:1: `fields.prompt` names `promt`" in shown
