@@ -150,7 +150,8 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
         rows_at = partial(_rows_at, folders)
-        for endpoint in (clean.judge, clean.semantic_duplicates and clean.semantic_duplicates.endpoint):
+        of_vectors = clean.semantic_duplicates.endpoint if clean.semantic_duplicates else None
+        for endpoint in (clean.judge, of_vectors):
             found.warnings += judge.sent_along(endpoint, found.changes)
         prompts = sketches.read([*folders, *asked], work / "shingles", cut) if cut else None
         embed = semantic.embedder(clean.semantic_duplicates, prompts, rows_at, work / "vectors")
