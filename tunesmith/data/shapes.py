@@ -311,7 +311,7 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
         return None
     raise Unusable(
         "raw text has no answer to learn from",
-        "add an answer column beside `text`; text alone serves continued pretraining, which is another method",
+        "add an answer column beside `text`; or name text alone under `pretrain.texts`, which continues pretraining",
     )
 
 
