@@ -348,11 +348,17 @@ def test_an_archive_is_like_a_folder(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert summary["skipped"] == {
         "of a kind that holds no examples": ["all.zip/a.png"],
+        "a name that leads out of the archive": ["all.zip/../../escaped.jsonl"],
         "an archive in an archive": ["all.zip/e.zip"],
         "empty": ["all.zip/f.jsonl"],
     }
     assert sorted(path.name for path in tmp_path.rglob("*.jsonl")) == ["quarantine.jsonl", "rows.jsonl"]
     assert loaded(tmp_path, tmp_path / "in")["kept"] == 4
+
+
+def test_an_archive_without_files_is_told(tmp_path: Path) -> None:
+    error = refusal(tmp_path, write(tmp_path / "a.zip", zipped({})))
+    assert (error.what, error.why) == (f"there is no file to read in {tmp_path / 'a.zip'}", "it names no file")
 
 
 def test_an_encrypted_archive_is_told(tmp_path: Path) -> None:

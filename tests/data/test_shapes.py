@@ -100,11 +100,18 @@ def test_system_columns():
     {"messages": [P], "chosen": [C], "rejected": [{"role": "assistant", "content": " w "}]},
     {"chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
     {"prompt": "p", "chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
+    {"prompt": "p", "chosen": json.dumps(GPT), "rejected": json.dumps(WORSE)},
+    {"chosen": json.dumps([HUMAN, GPT]), "rejected": json.dumps([HUMAN, WORSE])},
     {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: w"},
 ])  # fmt: skip
 def test_preference_pairs(record):
     found = read(record)
     assert (found.shape, found.messages, found.rejected) == ("preference", [P, C], "w")
+
+
+def test_answers_that_are_json_stay_as_they_are():
+    found = read({"prompt": "p", "chosen": '{"value": 1}', "rejected": "{broken"})
+    assert (found.messages[-1]["content"], found.rejected) == ('{"value": 1}', "{broken")
 
 
 def test_a_transcript_keeps_every_turn():
@@ -164,6 +171,10 @@ def test_fields_go_before_every_shape():
     assert read(record, {"system": "mine"}).shape == "alpaca"
     pair = read({"q": "p", "chosen": "c", "rejected": "w"}, {"prompt": "q"})
     assert (pair.shape, pair.messages, pair.rejected) == ("fields", [P, C], "w")
+    asked = {"talk": [HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": WORSE}
+    pair = read(asked, {"messages": "talk"})
+    assert (pair.messages, pair.rejected) == ([P, C, P, C], "w")
+    assert read({**asked, "talk": [HUMAN, GPT]}, {"messages": "talk"}).messages == [P, C]
 
 
 def test_a_column_that_fields_name_plays_that_part_alone():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,7 +146,9 @@ def _explicit(record: Record, others: Record, fields: Fields, notes: list[str]) 
     if fields.messages or fields.answer:
         _refuse_bad(others, _label(others))
     if fields.messages:
-        return Reading("fields", _turn_list(record[fields.messages], fields.messages, notes))
+        turns = _turn_list(record[fields.messages], fields.messages, notes)
+        asks = bool(turns) and role_of(turns[-1]) == "user" and _has(others, "chosen") and _has(others, "rejected")
+        return _pair(turns, others, "fields") if asks else Reading("fields", turns)
     if not fields.prompt and not fields.answer:
         return recognise(others, notes)
     prompt = _turns(record[fields.prompt], "user", fields.prompt) if fields.prompt else _prompt(others, notes)
@@ -169,7 +172,9 @@ def _preference(record: Record, notes: list[str]) -> Reading | None:
 
 def _pair(prompt: list[Any] | None, record: Record, shape: str) -> Reading:
     """A preference pair: two answers to the prompt, or two whole conversations that differ in their last message."""
-    chosen, rejected = (_transcript(_turns(record[key], "assistant", key)) for key in ("chosen", "rejected"))
+    chosen, rejected = (
+        _transcript(_turns(_from_text(record[key]), "assistant", key)) for key in ("chosen", "rejected")
+    )
     if chosen[:-1] != rejected[:-1]:
         raise Unusable(
             "chosen and rejected are not answers to one prompt",
@@ -180,6 +185,15 @@ def _pair(prompt: list[Any] | None, record: Record, shape: str) -> Reading:
     if prompt is None:
         raise Unusable("no prompt column", f"add `prompt` beside `chosen` and `rejected`; there is {named(record)}")
     return Reading(shape, prompt + chosen, rejected[-1])
+
+
+def _from_text(value: Any) -> Any:
+    """The messages of an answer that a table holds as JSON text; any other value as it is."""
+    with suppress(Unusable):
+        found = parse(value, []) if isinstance(value, str) and value.lstrip().startswith(("{", "[")) else None
+        if found and are_turns(found if isinstance(found, list) else [found]):
+            return found
+    return value
 
 
 def _is_whole(turns: list[Any]) -> bool:
@@ -297,7 +311,7 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
         return None
     raise Unusable(
         "raw text has no answer to learn from",
-        "add an answer column beside `text`; text alone serves continued pretraining, which is another method",
+        "add an answer column beside `text`; or name text alone under `pretrain.texts`, which continues pretraining",
     )
 
 
