@@ -300,6 +300,15 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
     json.dumps(found)
 
 
+def test_no_message_repeats_personal_data(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", *[{**GOOD, "day": "anna.berg@example.com"}] * 2)
+    asked = source(path, fields={"time": "day"})
+    with pytest.raises(DataError) as refusal:
+        loaded(tmp_path, asked, max_quarantined=0.05)
+    told = [str(refusal.value), json.dumps(load.preview(asked)["fixes"])]
+    assert all("a number; [masked] stands there" in text and "anna" not in text for text in told)
+
+
 def test_preview_of_an_empty_table_is_an_error(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion\n")

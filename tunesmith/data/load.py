@@ -22,7 +22,7 @@ from tunesmith.core import inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import collect, files, parts, readers, shapes
+from tunesmith.data import collect, files, parts, pii, readers, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
@@ -118,7 +118,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
         "quarantined": ledger.quarantined,
         "shapes": dict(ledger.shapes.most_common()),
         "reasons": dict(ledger.reasons.most_common()),
-        "fixes": {reason: f"{one.source}:{one.line}: {one.fix}" for reason, one in ledger.first.items()},
+        "fixes": {reason: f"{one.source}:{one.line}: {_masked(one.fix)}" for reason, one in ledger.first.items()},
         "columns": list(columns),
         "examples": [row.to_json() for row in examples],
     }
@@ -257,8 +257,15 @@ def _refusal(ledgers: list[Ledger], summary: dict[str, Any], max_quarantined: fl
     return DataError(
         f"{summary['quarantined']:,} of {summary['rows_in']:,} records cannot be used",
         why,
-        f"read {_QUARANTINE}; for the commonest: {first[reasons[0][0]].fix}{raising}",
+        f"read {_QUARANTINE}; for the commonest: {_masked(first[reasons[0][0]].fix)}{raising}",
     )
+
+
+def _masked(fix: str) -> str:
+    """As it may stand in a message, which goes further than the quarantine: a fix can quote the record."""
+    for _, start, end in reversed(pii.find(fix)):
+        fix = f"{fix[:start]}[masked]{fix[end:]}"
+    return fix
 
 
 def _broken_off(problem: Quarantined, share: float) -> DataError:
@@ -266,7 +273,7 @@ def _broken_off(problem: Quarantined, share: float) -> DataError:
     return DataError(
         f"{share:.0%} of {problem.source} cannot be read, from record or line {problem.line} on",
         problem.reason,
-        problem.fix,
+        _masked(problem.fix),
     )
 
 
