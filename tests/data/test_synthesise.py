@@ -367,3 +367,56 @@ def test_a_new_row_that_asks_what_a_benchmark_asks_is_dropped(tmp_path: Path, se
         after = synthesise(before(tmp_path), served, clean, questions=settings)
     assert reasons_of(after) == {"in benchmark public.jsonl": 1}
     assert [r.messages[0]["content"] for r in new(after)] == [GOOD["question"]]
+
+
+def test_no_more_pairs_are_kept_than_are_wanted(tmp_path: Path, serve: Serve) -> None:
+    """A reply may bring several; what is too many is dropped, and no more is asked for than may be needed."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name in ("amber", "birch", "cedar", "dusky", "ebony", "fawny"):
+        (folder / f"{name}.md").write_text(f"The {name} boat leaves the {name} harbour at seven in the morning.\n")
+
+    def say(messages: list[dict[str, str]], seed: int) -> str:
+        [name] = re.findall(r"The (\w+) boat", messages[-1]["content"])
+        asked = ("When does the {} boat leave?", "Is it the morning when the {} boat leaves?")
+        return json.dumps([{"question": q.format(name), "answer": "At seven in the morning."} for q in asked])
+
+    with serve(say) as served:
+        start, settings = before(tmp_path), {"documents": [folder], "per_passage": 2}
+        by_rows = synthesise(start, served, questions={**settings, "rows": 3})
+        by_share = synthesise(start, served, questions=settings, max_share=0.3)
+    assert (len(new(by_rows)), len(served.asked)) == (3, 2)
+    assert len(new(by_share)) == 3
+    assert reasons_of(by_rows) == {"more than are wanted": 1}
+    assert ledger(by_rows, "questions")["stopped"] == "there are enough"
+
+
+def test_seeds_end_when_the_model_repeats_itself_though_few_are_wanted(tmp_path: Path, serve: Serve) -> None:
+    with serve(lambda messages, seed: json.dumps({"prompt": "What?", "answer": "That."})) as served:
+        after = synthesise(before(tmp_path), served, seeds={"rows": 10})
+    told = ledger(after, "seeds")
+    assert (told["kept"], told["asked"]) == (1, 64)
+    assert told["stopped"] == "saturated: 63 of the last 64 rows repeat others"
+
+
+def test_seeds_end_when_no_row_may_have_more(tmp_path: Path, serve: Serve) -> None:
+    numbers = iter(range(10**6))
+    with serve(lambda messages, seed: json.dumps({"prompt": f"{next(numbers) * 7919:x}", "answer": "no"})) as served:
+        after = synthesise(before(tmp_path), served, seeds={"rows": 500}, max_per_parent=2)
+    assert Counter(r.parents[0] for r in new(after)) == dict.fromkeys((r.id for r in rows_of(after)[:8]), 2)
+    assert ledger(after, "seeds")["stopped"] == "nothing was left to try"
+
+
+def test_seeds_end_where_balancing_left_no_row(tmp_path: Path, serve: Serve) -> None:
+    with serve(lambda messages, seed: json.dumps({"prompt": "What?", "answer": "That."})) as served:
+        seeds = {"endpoint": {"url": served.url, "model": "small"}, "seeds": {"rows": 5}}
+        weights = {f"Yes, {i}.": 0 for i in range(1, 9)}
+        with pytest.raises(DataError, match="no training row is left"):
+            grown(before(tmp_path), {"balance": {"weights": weights}, "synthesise": seeds})
+
+
+def test_null_is_no_text(tmp_path: Path, serve: Serve) -> None:
+    pairs = [{**GOOD, "question": None}, {**GOOD, "answer": None}]
+    with serve(lambda messages, seed: json.dumps(pairs)) as served:
+        after = synthesise(before(tmp_path), served, questions={"documents": [handbook(tmp_path)]})
+    assert (new(after), reasons_of(after)) == ([], {"empty prompt": 1, "empty answer": 1})

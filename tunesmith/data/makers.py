@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -36,12 +36,19 @@ _PARAPHRASED = [
 _TRANSLATE = "Translate from {} into {}. Reply with the translation alone.\n\n{}"
 
 
-def seeds(settings: FromSeeds, rows: Seeds) -> Iterator[Attempt]:
-    """Rows as examples, a few at a time, and again in another order as long as more is wanted."""
+def seeds(settings: FromSeeds, rows: Seeds, is_open: Callable[[str], bool]) -> Iterator[Attempt]:
+    """Rows as examples, a few at a time, and again in another order as long as any of them may have more."""
+    left = True
     for turn in itertools.count():
-        shuffled = rows.shuffled(f"seeds {turn}")
+        if not left:
+            return
+        shuffled, left = rows.shuffled(f"seeds {turn}"), False
         while shown := list(itertools.islice(shuffled, settings.examples)):
+            shown.sort(key=lambda row: not is_open(row.id))  # one that may have more comes first
             first = shown[0]
+            if not is_open(first.id):
+                continue
+            left = True
             system = [m for m in first.prompt if m["role"] == "system"]
             row = synthetic("seeds", first.source, first.line, [*first.prompt, assistant("")], [r.id for r in shown])
             asked = Asked([user(_LIKE_THESE.format("\n\n".join(map(_example, shown))))], seed=turn, json=True)

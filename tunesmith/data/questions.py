@@ -119,9 +119,8 @@ def _pairs(settings: Questions, head: list[Message], passage: Passage, turn: int
     about = f" of {' / '.join(passage.titles)}" if passage.titles else ""
     asked = Asked([user(_PAIRS.format(about, passage.text, settings.per_passage))], seed=turn)
     row = _row(head, passage, "", "")
-    yield Attempt(
-        passage.id, row, asked, read=partial(_parsed, head, passage), fault=partial(_fault, settings, passage)
-    )
+    read, fault = partial(_parsed, head, passage), partial(_fault, settings, passage)
+    yield Attempt(passage.id, row, asked, read=read, fault=fault, rows=settings.per_passage)
 
 
 def _sentences(settings: Questions, head: list[Message], passage: Passage, turn: int) -> Iterator[Attempt]:
