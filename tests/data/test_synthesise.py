@@ -132,7 +132,7 @@ def test_pairs_from_passages_and_what_is_wrong_with_the_others(tmp_path: Path, s
         "documents": 1,
         "quarantined": 0,
         "passages": 1,
-        "skipped": 0,
+        "skipped": {},
     }
     [request] = served.asked
     assert "passage of The ferry" in request["messages"][0]["content"]
@@ -206,6 +206,7 @@ def test_documents_that_hold_nothing_are_refused_and_unreadable_lines_are_kept(t
         after = synthesise(start, served, questions={"documents": [path]})
         assert after.summary["synthesise"]["sources"]["quarantined"] == 1
         assert [item["line"] for item in store.read_jsonl(after / "quarantined_documents.jsonl")] == [2]
+        assert "1 of the documents cannot be read" in after.summary["headline"]
         path.write_text("no json\n")
         with pytest.raises(DataError, match=r"no passage in data\.grow\.synthesise\.questions\.documents"):
             synthesise(start, served, questions={"documents": [path]})
@@ -420,3 +421,49 @@ def test_null_is_no_text(tmp_path: Path, serve: Serve) -> None:
     with serve(lambda messages, seed: json.dumps(pairs)) as served:
         after = synthesise(before(tmp_path), served, questions={"documents": [handbook(tmp_path)]})
     assert (new(after), reasons_of(after)) == ([], {"empty prompt": 1, "empty answer": 1})
+
+
+def test_files_that_are_no_documents_are_told(tmp_path: Path, serve: Serve) -> None:
+    folder = handbook(tmp_path)
+    (folder / "map.png").write_bytes(b"picture")
+    with serve(lambda messages, seed: json.dumps([GOOD])) as served:
+        after = synthesise(before(tmp_path), served, questions={"documents": [folder]})
+    assert after.summary["synthesise"]["sources"]["skipped"] == {"of a kind that holds no text": ["map.png"]}
+    assert "1 skipped, of a kind that holds no text: `map.png`" in after.summary["headline"]
+
+
+PERSON = row("I am Zoe Marlowe, where is my parcel 77?", "Soon.", 20, changes=["contains: person"])
+
+
+def test_what_is_made_of_a_row_with_personal_data_is_noted_to_hold_some(tmp_path: Path, serve: Serve) -> None:
+    """Nobody finds a misspelt name."""
+
+    def say(messages: list[dict[str, str]], seed: int) -> str:
+        return "Where is parcel 77, asks Zoe Marlowe?" if "other words" in messages[-1]["content"] else "no JSON"
+
+    with serve(say) as served:
+        kinds = {"noise": {}, "paraphrase": {}, "seeds": {"rows": 1, "examples": 1}}
+        after = synthesise(splits(tmp_path, [PERSON]), served, **kinds)
+    assert {r.shape: r.changes for r in new(after)} == dict.fromkeys(
+        ("synthetic:paraphrase", "synthetic:noise"), PERSON.changes
+    )
+    assert {tuple(item["changes"]) for item in store.read_jsonl(after / "dropped.jsonl")} == {("contains: person",)}
+    assert after.summary["changes"] == {"contains: person": 2}
+    [warning] = after.summary["warnings"]
+    assert warning == (
+        f"training rows go to {served.url} with the personal data in them: person (1); "
+        "data.clean.personal_data replaces it."
+    )
+
+
+def test_a_row_after_the_pattern_of_one_with_personal_data_holds_what_is_found_in_it(
+    tmp_path: Path, serve: Serve
+) -> None:
+    numbers = iter(range(10**6))
+    mail = "zoe@post.example.org"
+    with serve(lambda *_: json.dumps({"prompt": f"Mail {mail} {next(numbers)}", "answer": "Yes."})) as served:
+        [made] = new(synthesise(splits(tmp_path, [PERSON]), served, seeds={"rows": 1}))
+        clean = Clean(personal_data="replace")
+        [replaced] = new(synthesise(splits(tmp_path / "2", [PERSON]), served, clean, seeds={"rows": 1}))
+    assert made.changes == ["contains: email"]
+    assert "[EMAIL_1]" in replaced.messages[0]["content"]

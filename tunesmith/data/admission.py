@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,7 +47,7 @@ class Admission:
             for result in results:
                 if isinstance(result, Dropped):
                     self.drops.add(result, STAGE)
-        return rows
+        return [replace(row, changes=list(dict.fromkeys(row.changes))) for row in rows]  # parents may have noted it
 
     def unique(self, rows: list[Row], nearly: bool) -> list[Row]:
         """Those that no training row and no other new row repeats word for word; `nearly`: nor in a prompt that is
@@ -95,8 +95,8 @@ class Admission:
         return [row for place, row in enumerate(rows) if place not in like]
 
     def admit(self, rows: list[Row], nearly: bool, missing: int | None) -> int:
-        """Writes rows, as many as are missing and as their parents may have; returns how many. Those that later rows may
-        not nearly repeat are noted for that."""
+        """Writes rows, as many as are missing and as their parents may have; returns how many. Those that later rows
+        may not nearly repeat are noted for that."""
         kept = list[Row]()
         for row in rows:
             if missing is not None and len(kept) == missing:

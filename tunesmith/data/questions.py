@@ -53,7 +53,7 @@ class Asking:
 
     lines: Lines
     order: list[int]
-    told: dict[str, int]
+    told: dict[str, Any]
 
     def passages(self) -> Iterator[Passage]:
         for item in self.lines.at(self.order):
@@ -90,7 +90,7 @@ def read(settings: Questions, work: Path, quarantine: Path) -> Asking:
     lines = Lines(work / "passages.jsonl")
     ids = [f"{item['source']} {item['line']} {item['text']}" for item in lines.at(range(len(lines)))]
     order = np.argsort(ranks("questions", ids), kind="stable").tolist()
-    return Asking(lines, order, {**told, "skipped": len(skipped)})
+    return Asking(lines, order, {**told, "skipped": collect.told(skipped)})
 
 
 def _of_file(

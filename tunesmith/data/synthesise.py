@@ -9,6 +9,7 @@ when many attempts brought little but repeats.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 
 from tunesmith.core import store
 from tunesmith.core.clean_section import Clean
-from tunesmith.core.console import progress
+from tunesmith.core.console import progress, say
 from tunesmith.core.data_section import Synthesise
 from tunesmith.core.errors import settings_named
 from tunesmith.core.records import Row
@@ -33,6 +34,7 @@ from tunesmith.models.endpoint import Asked, Client, Reply, Usage
 _FIRST_ROUND = 64  # attempts; fewer tell little
 _LONGEST_ROUND = 20_000
 _SHOWN_CHARACTERS = 300  # of a reply that gave no row
+_CONTAINS = "contains: "  # the note of personal data that stays in a row
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def run(ground: Ground, base: Base | None, out: Path) -> dict[str, Any]:
     asking = None
     if settings.questions:
         asking = questions.read(settings.questions, work, out / "quarantined_documents.jsonl")
+    warnings = list(_warnings(ground))
     found: dict[str, Yield] = {}
     with ExitStack() as closing:
         closing.enter_context(settings_named({"endpoint.": "data.grow.synthesise.endpoint."}))
@@ -100,8 +103,22 @@ def run(ground: Ground, base: Base | None, out: Path) -> dict[str, Any]:
     made = sum(its.parsed + its.without_row for its in found.values())
     kept, dropped = sum(its.kept for its in found.values()), ground.drops.of(STAGE)
     assert made == kept + dropped, f"{made:,} made, {kept:,} kept, {dropped:,} dropped"
-    told = {"sources": asking.told} if asking else {}
-    return {"made": made, "kept": kept, **told, "kinds": {kind: asdict(its) for kind, its in found.items()}}
+    told: dict[str, Any] = {"sources": asking.told} if asking else {}
+    told |= {"warnings": warnings, "kinds": {kind: asdict(its) for kind, its in found.items()}}
+    return {"made": made, "kept": kept, **told}
+
+
+def _warnings(ground: Ground) -> Iterator[str]:
+    """Told before anything is sent: cleaning may have found personal data and left it where it is."""
+    settings, kinds = ground.settings, Counter[str]()
+    if settings.endpoint.url and (settings.seeds or settings.paraphrase or settings.back_translation):
+        for row in ground.seeds.shuffled("personal data"):
+            kinds.update(note.removeprefix(_CONTAINS) for note in row.changes if note.startswith(_CONTAINS))
+    if kinds:
+        listed = ", ".join(f"{kind} ({rows:,})" for kind, rows in sorted(kinds.items()))
+        told = f"training rows go to {settings.endpoint.url} with the personal data in them: {listed}"
+        say(f"  {told}; data.clean.personal_data replaces it")
+        yield f"{told}; data.clean.personal_data replaces it."
 
 
 def _kinds(
