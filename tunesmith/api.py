@@ -18,6 +18,7 @@ from tunesmith import lifecycle as story
 from tunesmith import result
 from tunesmith.core import config, finished, hardware, inputs, store
 from tunesmith.core.console import say
+from tunesmith.core.data_section import Source
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.finished import Finished
 from tunesmith.core.project import Project
@@ -142,7 +143,7 @@ def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
     return Check(
         settings,
         base,
-        [{"path": inputs.shown(s.path), **load.preview(s)} for s in settings.data.sources if inputs.is_here(s.path)],
+        [{"path": inputs.shown(s.path), **load.preview(s)} for s in _sources(settings) if inputs.is_here(s.path)],
         [{"path": inputs.shown(path), **texts.preview(path)} for path in documents if inputs.is_here(path)],
         [inputs.shown(path) for path in _named(settings) if not inputs.is_here(path)],
     )
@@ -278,8 +279,16 @@ def project_file(project: Where) -> Path:
 
 
 def _named(settings: Project) -> list[Path]:
-    """The paths of sources and texts."""
-    return [*(source.path for source in settings.data.sources), *(settings.pretrain.texts if settings.pretrain else [])]
+    """The paths of sources, texts and documents."""
+    asked = settings.data.grow and settings.data.grow.synthesise and settings.data.grow.synthesise.questions
+    texts = settings.pretrain.texts if settings.pretrain else []
+    return [*(source.path for source in _sources(settings)), *texts, *(asked.documents if asked else [])]
+
+
+def _sources(settings: Project) -> list[Source]:
+    """Those of the task, and of general rows."""
+    mix = settings.data.grow and settings.data.grow.mix
+    return [*settings.data.sources, *(mix.sources if mix else [])]
 
 
 def output_of(project: Where) -> Path:
