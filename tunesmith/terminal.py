@@ -224,11 +224,12 @@ def _sources(found: Ledger) -> Table:
 
 def _facts(found: Ledger) -> Iterator[tuple[str, RenderableType]]:
     for side, told in found.tokens.items():
-        groups = f" in {found.groups[side]:,} groups" if side in found.groups else ""
+        count = found.groups.get(side, 0)
+        groups = f" in {count:,} {'group' if count == 1 else 'groups'}" if count else ""
         yield (
             side,
             (
-                f"{told['rows']:,} rows{groups}, {told['tokens']:,} tokens, {told['learnt_tokens']:,} learnt; "
+                f"{_rows(told['rows'])}{groups}, {told['tokens']:,} tokens, {told['learnt_tokens']:,} learnt; "
                 f"a row has {told['median']:,} (median), {told['p95']:,} (95 %), {told['longest']:,} at most"
             ),
         )
