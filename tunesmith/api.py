@@ -292,8 +292,18 @@ def _sources(settings: Project) -> list[Source]:
 
 
 def output_of(project: Where) -> Path:
-    """Where a project's runs write; it may also be named itself."""
-    return Path(project) if (Path(project) / "steps").is_dir() else story.output_of(project_file(project))
+    """Where a project's runs write; it may also be named itself. Raises ConfigError where there is neither."""
+    if (Path(project) / "steps").is_dir():
+        return Path(project)
+    file = project_file(project)
+    output = story.output_of(file)
+    if not file.is_file() and not output.is_dir():
+        raise ConfigError(
+            f"{project} is no project",
+            f"there is neither a project file at {file} nor a folder that its runs wrote",
+            "name a project file, or the folder that holds tunesmith.yaml; a row is told by `tunesmith data why ROW`",
+        )
+    return output
 
 
 def _data_steps(output: Path) -> list[Finished]:

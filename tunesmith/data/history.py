@@ -106,7 +106,7 @@ def of(steps: Sequence[Finished], query: str, evaluated: Mapping[str, Finished])
     `evaluated` holds the steps base, tuned and verdict, where they are done. Raises DataError where no row has that
     name, or rows of several contents have it.
     """
-    id, places = (None, _at(steps, query)) if re.search(r".:\d+$", query) else _with_id(steps, query)
+    id, places = (None, _at(steps, query)) if re.search(r".:\d{1,18}$", query) else _with_id(steps, query)
     of_place: dict[Place, list[list[_Found]]] = {place: [] for place in places[:_MOST]}
     for step in steps:
         for place, found in _about(step, of_place).items():
