@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from pydantic import ValidationError
 
 from tunesmith.core import store
 from tunesmith.core.clean_section import Clean
-from tunesmith.core.data_section import Mix
+from tunesmith.core.data_section import Mix, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
+from tunesmith.data import load
 from tunesmith.data.mix import MIXED
 from tunesmith.models import base as bases
 
@@ -154,3 +156,20 @@ def test_notes_of_general_rows_and_what_could_not_be_read_are_counted(tmp_path: 
     assert after.summary["reasons"] == {"more than the share of the mix": 1, "not valid JSON": 1}
     assert "9 repeats and 0 drops to balance labels; 2 general rows (10.0%); 1 quarantined" in after.summary["headline"]
     assert after.summary["groups"] == {"validation": 0, "test": 0}  # nobody looked for groups among new rows
+
+
+def test_a_general_row_of_a_thread_that_the_exam_knows_is_dropped(tmp_path: Path) -> None:
+    """Rows with one value of `fields.group` never stand on two sides, also where they are of different files."""
+    sources = []
+    for name, records in {"own": [("train", "a"), ("exam", "b")], "general": [("other", "b"), ("more", "c")]}.items():
+        path = tmp_path / f"{name}.jsonl"
+        store.write_jsonl(path, ({"prompt": f"what of {text * 4}?", "answer": "x", "of": of} for text, of in records))
+        sources.append({"path": path, "fields": {"group": "of"}})
+    (tmp_path / "raw").mkdir()
+    load.run([Source.model_validate(sources[0])], None, 0.0, tmp_path / "raw")
+    own, exam = store.read_rows(tmp_path / "raw/rows.jsonl")
+    before = splits(tmp_path, [own, replace(exam, split="test")])
+    after = grown(before, {"mix": {"sources": sources[1:], "share": 0.5}})
+    assert [r.messages[0]["content"] for r in rows_of(after)[1:]] == ["what of moremoremoremore?"]
+    [dropped] = store.read_jsonl(after / "dropped.jsonl")
+    assert (dropped["reason"], dropped["detail"]) == ("thread also in test", "of one thread with own.jsonl:2")

@@ -80,7 +80,9 @@ def run(general: General, own_rows: int, base: Base | None, out: Path) -> dict[s
         row = Row.from_json({key: value for key, value in item.items() if key not in ("reason", "detail", "stage")})
         general.drop(row, item["reason"], item["detail"])
     rows = Lines(folder / "clean/rows.jsonl")
-    like = general.exam.knows(known.note_file(rows.path, work / "general", general.exam.cut))
+    threads = ((place, general.exam.threads.get(row["thread"])) for place, row in enumerate(rows.at(range(len(rows)))))
+    like = {place: told for place, told in threads if told}
+    like |= general.exam.knows(known.note_file(rows.path, work / "general", general.exam.cut))
     order = np.argsort(ranks("mix", [item["id"] for item in rows.at(range(len(rows)))]), kind="stable").tolist()
     for place, item in zip(like, rows.at(list(like))):
         general.drop(Row.from_json(item), *like[place])
