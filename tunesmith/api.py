@@ -18,6 +18,7 @@ from tunesmith import lifecycle as story
 from tunesmith import result
 from tunesmith.core import config, finished, hardware, inputs, store
 from tunesmith.core.console import say
+from tunesmith.core.data_section import Source
 from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.finished import Finished
 from tunesmith.core.project import Project
@@ -142,7 +143,7 @@ def check(project: Where = ".", *, set: Sequence[str] = ()) -> Check:
     return Check(
         settings,
         base,
-        [{"path": inputs.shown(s.path), **load.preview(s)} for s in settings.data.sources if inputs.is_here(s.path)],
+        [{"path": inputs.shown(s.path), **load.preview(s)} for s in _sources(settings) if inputs.is_here(s.path)],
         [{"path": inputs.shown(path), **texts.preview(path)} for path in documents if inputs.is_here(path)],
         [inputs.shown(path) for path in _named(settings) if not inputs.is_here(path)],
     )
@@ -278,18 +279,31 @@ def project_file(project: Where) -> Path:
 
 
 def _named(settings: Project) -> list[Path]:
-    """The paths of all data: of sources, texts, general rows, and documents that questions are asked about."""
-    sources, texts = list(settings.data.sources), list(settings.pretrain.texts if settings.pretrain else [])
-    if (grow := settings.data.grow) and grow.mix:
-        sources += grow.mix.sources
-    if grow and grow.synthesise and grow.synthesise.questions:
-        texts += grow.synthesise.questions.documents
-    return [*(source.path for source in sources), *texts]
+    """The paths of sources, texts and documents."""
+    asked = settings.data.grow and settings.data.grow.synthesise and settings.data.grow.synthesise.questions
+    texts = settings.pretrain.texts if settings.pretrain else []
+    return [*(source.path for source in _sources(settings)), *texts, *(asked.documents if asked else [])]
+
+
+def _sources(settings: Project) -> list[Source]:
+    """Those of the task, and of general rows."""
+    mix = settings.data.grow and settings.data.grow.mix
+    return [*settings.data.sources, *(mix.sources if mix else [])]
 
 
 def output_of(project: Where) -> Path:
-    """Where a project's runs write; it may also be named itself."""
-    return Path(project) if (Path(project) / "steps").is_dir() else story.output_of(project_file(project))
+    """Where a project's runs write; it may also be named itself. Raises ConfigError where there is neither."""
+    if (Path(project) / "steps").is_dir():
+        return Path(project)
+    file = project_file(project)
+    output = story.output_of(file)
+    if not file.is_file() and not output.is_dir():
+        raise ConfigError(
+            f"{project} is no project",
+            f"there is neither a project file at {file} nor a folder that its runs wrote",
+            "name a project file, or the folder that holds tunesmith.yaml; a row is told by `tunesmith data why ROW`",
+        )
+    return output
 
 
 def _data_steps(output: Path) -> list[Finished]:

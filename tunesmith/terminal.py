@@ -156,6 +156,8 @@ def histories(found: list[History]) -> None:
             grid.add_row("", Text(figures + stopped, "dim"))
         out.print(grid, soft_wrap=False)
         out.print()
+        if history.more:
+            out.print(f"and {_rows(history.more)} more of that name", style="dim")
 
 
 def difference(found: Difference) -> None:
@@ -226,16 +228,17 @@ def _sources(found: Ledger) -> Table:
 
 def _facts(found: Ledger) -> Iterator[tuple[str, RenderableType]]:
     for side, told in found.tokens.items():
-        groups = f" in {found.groups[side]:,} groups" if side in found.groups else ""
+        count = found.groups.get(side, 0)
+        groups = f" in {count:,} {'group' if count == 1 else 'groups'}" if count else ""
         yield (
             side,
             (
-                f"{told['rows']:,} rows{groups}, {told['tokens']:,} tokens, {told['learnt_tokens']:,} learnt; "
+                f"{_rows(told['rows'])}{groups}, {told['tokens']:,} tokens, {told['learnt_tokens']:,} learnt; "
                 f"a row has {told['median']:,} (median), {told['p95']:,} (95 %), {told['longest']:,} at most"
             ),
         )
     for name, words in found.lengths.items():
-        yield name, f"{words['p50']:,} words (median), {words['p95']:,} (95 %), {words['max']:,} at most"
+        yield name, f"{_words(words['p50'])} (median), {words['p95']:,} (95 %), {words['max']:,} at most"
     for kind, rows in found.personal_data.items():
         yield "personal", f"{kind}: " + ", ".join(f"{what} in {_rows(count)}" for what, count in rows.items())
     for note, count in found.noted.items():
@@ -327,6 +330,10 @@ def _grid() -> Table:
 
 def _rows(count: int) -> str:
     return f"{count:,} {'row' if count == 1 else 'rows'}"
+
+
+def _words(count: int) -> str:
+    return f"{count:,} {'word' if count == 1 else 'words'}"
 
 
 def _count(count: int) -> str:

@@ -87,10 +87,10 @@ def table(*prompts: str) -> bytes:
     return file.getvalue()
 
 
-def tunesmith(folder: Path, url: str, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def tunesmith(folder: Path, url: str, path: str, *arguments: str, more: str = "") -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, with a hub and caches of its own."""
     (folder / "tunesmith.yaml").write_text(
-        f"name: a\ndata:\n  sources: [{{path: '{path}'}}]\n  split: {{test: 0, validation: 0}}\n"
+        f"name: a\ndata:\n  sources: [{{path: '{path}'}}]\n  split: {{test: 0, validation: 0}}\n{more}"
     )
     environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "tunesmith", *arguments]
@@ -224,3 +224,22 @@ def test_data_is_told_from_what_is_about_it() -> None:
     assert chosen(["en/train.csv", "en/test.csv", "train.csv"], "hf://o/n/en:test") == ["en/test.csv"]
     with pytest.raises(DataError, match="no file of a kind"):
         chosen(["model.bin", "README.md"])
+
+
+def test_general_rows_and_documents_may_come_from_the_hub(tmp_path: Path, server: Hub, cache: Path) -> None:
+    """They are fetched before the steps run, as all other data sets are: what a step reads may not change under it."""
+    rows = [{"prompt": f"What about thing {i * 7919}?", "completion": f"c{i}"} for i in range(9)]
+    server.files = {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(), "a.md": b"# A\n\nText."}
+    own = [{"prompt": f"question {i} of {'abcdefghi'[i] * 6}", "completion": "ok"} for i in range(9)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    grow = """
+  grow:
+    mix: {sources: [{path: 'hf://org/name/train.jsonl'}], share: 0.5}
+    synthesise: {endpoint: {max_tokens: 1}, questions: {documents: ['hf://org/name/a.md']}}
+"""
+    looked = tunesmith(tmp_path, server.url, "own.jsonl", "check", more=grow)
+    assert (looked.returncode, looked.stdout.count("`tunesmith run` fetches it")) == (0, 2)
+    ran = tunesmith(tmp_path, server.url, "own.jsonl", "run", "--until", "grow", more=grow)
+    assert ran.returncode == 0, ran.stderr
+    assert "9 general rows (50.0%)" in ran.stderr
+    assert "unchanged" in tunesmith(tmp_path, server.url, "own.jsonl", "run", "--until", "grow", more=grow).stderr

@@ -38,11 +38,13 @@ def grown(
     clean: Clean | None = None,
     base: Base | None = None,
     system: str | None = None,
+    max_quarantined: float = 0.05,
 ) -> Artifact:
     """What growing makes of a split."""
     steps = Steps(before.folder.parents[2])
     steps.artifacts["split"] = before
-    return steps("grow", grow.run, Grow.model_validate(settings), clean or Clean(), system, 0.05, base, before)
+    arguments = Grow.model_validate(settings), clean or Clean(), system, max_quarantined, base, before
+    return steps("grow", grow.run, *arguments)
 
 
 def rows_of(artifact: Artifact, side: str = "train") -> list[Row]:

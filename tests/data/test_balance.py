@@ -160,3 +160,8 @@ def test_the_step_writes_what_balancing_leaves(tmp_path: Path) -> None:
     assert answers(rows_of(after)) == {"a": 5, "b": 4}
     assert reasons_of(after) == after.summary["reasons"] == {"over the cap of its label": 25}
     assert "25 drops to balance labels" in after.summary["headline"]
+
+
+def test_values_that_yaml_reads_as_no_text_are_meant_as_they_are_written() -> None:
+    weights = {2: 0.5, True: 2, None: 1, 0.5: 1, "a": 3}
+    assert Balance.model_validate({"weights": weights}).weights == {"2": 0.5, "true": 2, "null": 1, "0.5": 1, "a": 3}

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.core import certificate, store
+from tunesmith.core import certificate, finished, store
 from tunesmith.core.clean_section import Clean
 from tunesmith.core.data_section import Noise
 from tunesmith.core.errors import DataError
-from tunesmith.data import mix
+from tunesmith.core.step import Artifact
+from tunesmith.data import history, mix
 from tunesmith.data.noise import noisy
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -105,6 +106,36 @@ def test_the_order_of_the_parts_is_balance_grow_mix(tmp_path: Path) -> None:
     assert shapes[56:96] == ["synthetic:noise"] * 40
     assert after.summary["mix"]["wanted"] == 32
     assert len(shapes) == 56 + 40 + 32
+
+
+def histories(after: Artifact, query: str) -> list[history.History]:
+    output = after.folder.parents[2]
+    return history.of([next(finished.of(output, [name])) for name in ("split", "grow")], query, {})
+
+
+def test_a_rows_children_and_repeats_have_histories_of_their_own(tmp_path: Path) -> None:
+    """All stand at its place. The id of one names it alone, also where they are too many to be told at once."""
+    parent = row("Which of the boats may carry my folding bicycle over to the far islands today", "That one.", 7)
+    noise = {"noise": {"per_row": 12, "rate": 0.3}, "max_per_parent": 12}
+    after = grown(splits(tmp_path, [parent]), {"balance": {"weights": {"That one.": 3}}, "synthesise": noise})
+    children = [r for r in rows_of(after) if r.parents]
+    assert len(children) == 12
+    assert [len(histories(after, child.id)) for child in children] == [1] * 12
+    [child] = histories(after, children[-1].id)
+    assert [event.told for event in child.events] == [["added here, to train", f"made from {parent.id}"]]
+    assert [one.events[-1].told[-1] for one in histories(after, parent.id)] == [
+        "kept as it was",
+        *["repeated to balance labels"] * 2,
+    ]
+    all_of_them = histories(after, "auto.jsonl:7")
+    assert (len(all_of_them), [one.more for one in all_of_them]) == (10, [0] * 9 + [5])
+
+
+def test_a_row_that_was_made_and_dropped_is_told_as_such(tmp_path: Path) -> None:
+    path = lines(tmp_path / "general.jsonl", [*GENERAL, "What does the exam ask in its only question?"])
+    before = splits(tmp_path, [*some(30), row("What does the exam ask in its only question?", pin="test")])
+    [found] = histories(grown(before, {"mix": {"sources": [{"path": path}]}}), f"general.jsonl:{len(GENERAL) + 1}")
+    assert found.events[0].told == ["added here", "dropped at mixing: prompt like one in test, 1.00 like test.jsonl:1"]
 
 
 choices = st.fixed_dictionaries(

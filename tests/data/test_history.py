@@ -224,7 +224,8 @@ def test_why_finds_a_row_by_its_id_before_and_after_a_change(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("query", "what"),
     [("rows.jsonl:48", "no record was read at"), ("other.jsonl:4", "no record was read at"),
-     ("0123456789abcdef", "no row has the id"), ("abc", "names no row"), ("the first", "names no row")],
+     ("0123456789abcdef", "no row has the id"), ("abc", "names no row"), ("the first", "names no row"),
+     (f"rows.jsonl:{'9' * 5000}", "names no row")],
 )  # fmt: skip
 def test_why_of_no_row_is_a_clear_error(tmp_path: Path, query: str, what: str) -> None:
     with pytest.raises(DataError, match=what):
@@ -326,6 +327,9 @@ def test_refusals_of_the_verbs(project: Callable[..., Path]) -> None:
     tunesmith.run(path, until="clean")
     with pytest.raises(ConfigError, match="no version `previous`"):
         tunesmith.data_diff(project=path)
+    for nowhere in (path.parent / "nosuch.yaml", "tickets.jsonl:17", path.parent / "data.jsonl:3"):
+        with pytest.raises(ConfigError, match="is no project"):
+            tunesmith.data(nowhere)
     with pytest.raises(ConfigError, match="no version `beef`"):
         tunesmith.data_diff("beef", project=path)
     store.write_json(path.parent / "output/steps/load/gone", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from tunesmith.core import store
-from tunesmith.core.data_section import Mix
+from tunesmith.core.clean_section import Clean
+from tunesmith.core.data_section import Mix, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
+from tunesmith.data import load
 from tunesmith.data.mix import MIXED
 from tunesmith.models import base as bases
 
@@ -126,3 +129,46 @@ def test_the_base_answers_in_its_own_words(tmp_path: Path, base: bases.Base, mon
     assert all(r.answer == "The capital of France is Paris." for r in answered)
     assert all(r.changes == [f"{MIXED}; answered by the base"] for r in answered)
     assert reasons_of(after) == {"more than the share of the mix": 1}
+
+
+@pytest.mark.slow
+def test_what_the_base_says_keeps_the_rules_of_cleaning(
+    tmp_path: Path, base: bases.Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "general.jsonl"
+    store.write_jsonl(path, [{"prompt": "What is the capital of France?", "answer": "Paris."}])
+    settings = {"mix": {"sources": [{"path": path}], "answers": "base", "max_tokens": 24}}
+    after = grown(own(tmp_path), settings, Clean.model_validate({"length": {"max_answer": 5}}), base=base)
+    assert reasons_of(after) == {"answer too long": 1}  # the base says it in six words
+    assert after.summary["mix"]["mixed"] == 0
+
+
+def test_notes_of_general_rows_and_what_could_not_be_read_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "general.jsonl"
+    texts = [f"Write to {name}@post.example.org about {name * 9}" for name in ("ann", "bob", "cyd")]
+    path.write_text("".join(f'{{"prompt": "{text}", "answer": "Done."}}\n' for text in texts) + "no json\n")
+    rows = [row(f"{i:x}{i * 31:x} {'abcdefgh'[i % 8] * 5} question", "ok", i + 1) for i in range(9)]
+    parts = {"balance": {"weights": {"ok": 2}}, "mix": {"sources": [{"path": path}], "share": 0.1}}
+    after = grown(splits(tmp_path, rows), parts, max_quarantined=0.5)
+    assert after.summary["changes"] == {"repeated to balance labels": 9, "contains: email": 2, MIXED: 2}
+    assert after.summary["reasons"] == {"more than the share of the mix": 1, "not valid JSON": 1}
+    assert "9 repeats and 0 drops to balance labels; 2 general rows (10.0%); 1 quarantined" in after.summary["headline"]
+    assert after.summary["groups"] == {"validation": 0, "test": 0}  # nobody looked for groups among new rows
+
+
+def test_a_general_row_of_a_thread_that_the_exam_knows_is_dropped(tmp_path: Path) -> None:
+    """Rows with one value of `fields.group` never stand on two sides, also where they are of different files."""
+    sources = []
+    for name, records in {"own": [("train", "a"), ("exam", "b")], "general": [("other", "b"), ("more", "c")]}.items():
+        path = tmp_path / f"{name}.jsonl"
+        store.write_jsonl(path, ({"prompt": f"what of {text * 4}?", "answer": "x", "of": of} for text, of in records))
+        sources.append({"path": path, "fields": {"group": "of"}})
+    (tmp_path / "raw").mkdir()
+    load.run([Source.model_validate(sources[0])], None, 0.0, tmp_path / "raw")
+    own, exam = store.read_rows(tmp_path / "raw/rows.jsonl")
+    before = splits(tmp_path, [own, replace(exam, split="test")])
+    after = grown(before, {"mix": {"sources": sources[1:], "share": 0.5}})
+    assert [r.messages[0]["content"] for r in rows_of(after)[1:]] == ["what of moremoremoremore?"]
+    [dropped] = store.read_jsonl(after / "dropped.jsonl")
+    assert (dropped["reason"], dropped["detail"]) == ("thread also in test", "of one thread with own.jsonl:2")

@@ -132,7 +132,7 @@ def test_pairs_from_passages_and_what_is_wrong_with_the_others(tmp_path: Path, s
         "documents": 1,
         "quarantined": 0,
         "passages": 1,
-        "skipped": 0,
+        "skipped": {},
     }
     [request] = served.asked
     assert "passage of The ferry" in request["messages"][0]["content"]
@@ -206,6 +206,7 @@ def test_documents_that_hold_nothing_are_refused_and_unreadable_lines_are_kept(t
         after = synthesise(start, served, questions={"documents": [path]})
         assert after.summary["synthesise"]["sources"]["quarantined"] == 1
         assert [item["line"] for item in store.read_jsonl(after / "quarantined_documents.jsonl")] == [2]
+        assert "1 of the documents cannot be read" in after.summary["headline"]
         path.write_text("no json\n")
         with pytest.raises(DataError, match=r"no passage in data\.grow\.synthesise\.questions\.documents"):
             synthesise(start, served, questions={"documents": [path]})
@@ -367,3 +368,102 @@ def test_a_new_row_that_asks_what_a_benchmark_asks_is_dropped(tmp_path: Path, se
         after = synthesise(before(tmp_path), served, clean, questions=settings)
     assert reasons_of(after) == {"in benchmark public.jsonl": 1}
     assert [r.messages[0]["content"] for r in new(after)] == [GOOD["question"]]
+
+
+def test_no_more_pairs_are_kept_than_are_wanted(tmp_path: Path, serve: Serve) -> None:
+    """A reply may bring several; what is too many is dropped, and no more is asked for than may be needed."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name in ("amber", "birch", "cedar", "dusky", "ebony", "fawny"):
+        (folder / f"{name}.md").write_text(f"The {name} boat leaves the {name} harbour at seven in the morning.\n")
+
+    def say(messages: list[dict[str, str]], seed: int) -> str:
+        [name] = re.findall(r"The (\w+) boat", messages[-1]["content"])
+        asked = ("When does the {} boat leave?", "Is it the morning when the {} boat leaves?")
+        return json.dumps([{"question": q.format(name), "answer": "At seven in the morning."} for q in asked])
+
+    with serve(say) as served:
+        start, settings = before(tmp_path), {"documents": [folder], "per_passage": 2}
+        by_rows = synthesise(start, served, questions={**settings, "rows": 3})
+        by_share = synthesise(start, served, questions=settings, max_share=0.3)
+    assert (len(new(by_rows)), len(served.asked)) == (3, 2)
+    assert len(new(by_share)) == 3
+    assert reasons_of(by_rows) == {"more than are wanted": 1}
+    assert ledger(by_rows, "questions")["stopped"] == "there are enough"
+
+
+def test_seeds_end_when_the_model_repeats_itself_though_few_are_wanted(tmp_path: Path, serve: Serve) -> None:
+    with serve(lambda messages, seed: json.dumps({"prompt": "What?", "answer": "That."})) as served:
+        after = synthesise(before(tmp_path), served, seeds={"rows": 10})
+    told = ledger(after, "seeds")
+    assert (told["kept"], told["asked"]) == (1, 64)
+    assert told["stopped"] == "saturated: 63 of the last 64 rows repeat others"
+
+
+def test_seeds_end_when_no_row_may_have_more(tmp_path: Path, serve: Serve) -> None:
+    numbers = iter(range(10**6))
+    with serve(lambda messages, seed: json.dumps({"prompt": f"{next(numbers) * 7919:x}", "answer": "no"})) as served:
+        after = synthesise(before(tmp_path), served, seeds={"rows": 500}, max_per_parent=2)
+    assert Counter(r.parents[0] for r in new(after)) == dict.fromkeys((r.id for r in rows_of(after)[:8]), 2)
+    assert ledger(after, "seeds")["stopped"] == "nothing was left to try"
+
+
+def test_seeds_end_where_balancing_left_no_row(tmp_path: Path, serve: Serve) -> None:
+    with serve(lambda messages, seed: json.dumps({"prompt": "What?", "answer": "That."})) as served:
+        seeds = {"endpoint": {"url": served.url, "model": "small"}, "seeds": {"rows": 5}}
+        weights = {f"Yes, {i}.": 0 for i in range(1, 9)}
+        with pytest.raises(DataError, match="no training row is left"):
+            grown(before(tmp_path), {"balance": {"weights": weights}, "synthesise": seeds})
+
+
+def test_null_is_no_text(tmp_path: Path, serve: Serve) -> None:
+    pairs = [{**GOOD, "question": None}, {**GOOD, "answer": None}]
+    with serve(lambda messages, seed: json.dumps(pairs)) as served:
+        after = synthesise(before(tmp_path), served, questions={"documents": [handbook(tmp_path)]})
+    assert (new(after), reasons_of(after)) == ([], {"empty prompt": 1, "empty answer": 1})
+
+
+def test_files_that_are_no_documents_are_told(tmp_path: Path, serve: Serve) -> None:
+    folder = handbook(tmp_path)
+    (folder / "map.png").write_bytes(b"picture")
+    with serve(lambda messages, seed: json.dumps([GOOD])) as served:
+        after = synthesise(before(tmp_path), served, questions={"documents": [folder]})
+    assert after.summary["synthesise"]["sources"]["skipped"] == {"of a kind that holds no text": ["map.png"]}
+    assert "1 skipped, of a kind that holds no text: `map.png`" in after.summary["headline"]
+
+
+PERSON = row("I am Zoe Marlowe, where is my parcel 77?", "Soon.", 20, changes=["contains: person"])
+
+
+def test_what_is_made_of_a_row_with_personal_data_is_noted_to_hold_some(tmp_path: Path, serve: Serve) -> None:
+    """Nobody finds a misspelt name."""
+
+    def say(messages: list[dict[str, str]], seed: int) -> str:
+        return "Where is parcel 77, asks Zoe Marlowe?" if "other words" in messages[-1]["content"] else "no JSON"
+
+    with serve(say) as served:
+        kinds = {"noise": {}, "paraphrase": {}, "seeds": {"rows": 1, "examples": 1}}
+        after = synthesise(splits(tmp_path, [PERSON]), served, **kinds)
+    assert {r.shape: r.changes for r in new(after)} == dict.fromkeys(
+        ("synthetic:paraphrase", "synthetic:noise"), PERSON.changes
+    )
+    assert {tuple(item["changes"]) for item in store.read_jsonl(after / "dropped.jsonl")} == {("contains: person",)}
+    assert after.summary["changes"] == {"contains: person": 2}
+    [warning] = after.summary["warnings"]
+    assert warning == (
+        f"training rows go to {served.url} with the personal data in them: person (1); "
+        "data.clean.personal_data replaces it."
+    )
+
+
+def test_a_row_after_the_pattern_of_one_with_personal_data_holds_what_is_found_in_it(
+    tmp_path: Path, serve: Serve
+) -> None:
+    numbers = iter(range(10**6))
+    mail = "zoe@post.example.org"
+    with serve(lambda *_: json.dumps({"prompt": f"Mail {mail} {next(numbers)}", "answer": "Yes."})) as served:
+        [made] = new(synthesise(splits(tmp_path, [PERSON]), served, seeds={"rows": 1}))
+        clean = Clean(personal_data="replace")
+        [replaced] = new(synthesise(splits(tmp_path / "2", [PERSON]), served, clean, seeds={"rows": 1}))
+    assert made.changes == ["contains: email"]
+    assert "[EMAIL_1]" in replaced.messages[0]["content"]

@@ -4,6 +4,7 @@ and the ledger, the terminal and the report account for every row."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ def test_the_terminal_and_the_report_tell_of_them(shown: tunesmith.Show, project
     assert "over the cap of its label" in page
     assert "Certified anew" in page
     assert f"{shown.rows.made} made" in page
+    rows = [" ".join(text.split()) for text in re.sub("<[^>]*>", " ", page.partition("File by file")[2]).split("\n")]
+    assert "file records made quarantined dropped train validation test" in rows
+    assert any(row.startswith("general.jsonl 0 31 1") for row in rows)
 
 
 def test_the_step_is_one_of_the_project_only_with_its_section(shown: tunesmith.Show, project: Path) -> None:

@@ -414,6 +414,8 @@ def test_an_address_may_be_written_as_far_as_the_completions() -> None:
     [
         ('{"a": 1}', {"a": 1}),
         ('Sure!\n```json\n{"a": [1, 2]}\n```\nBye', {"a": [1, 2]}),
+        ('{"a": "half an emoji: \\ud83d"}', {"a": "half an emoji: ?"}),  # what no row file can hold
+        ('{"a": 123456789012345678901,}', {"a": 123456789012345678901.0}),
         ('```\n{"a": 1,}\n```', {"a": 1}),
         ("{'a': 'b'", {"a": "b"}),
         ('<think>maybe {"score": 1}?</think>\n{"score": 4}', {"score": 4}),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.core import store
+from tunesmith.core.finished import Finished
+from tunesmith.core.records import Row
 from tunesmith.data import pii
 from tunesmith.web import excerpts
 
@@ -75,3 +80,42 @@ def test_an_excerpt_says_that_it_is_cut() -> None:
 )
 def test_personal_rows_are_told_by_their_notes(row: dict[str, object], personal: bool) -> None:
     assert excerpts.is_personal(row) == personal
+
+
+def held(text: str, line: int, *changes: str, **more: object) -> dict[str, object]:
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}]
+    return {**Row(messages, "a.jsonl", line, "messages", changes=list(changes)).to_json(), **more}
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({"stage": "growing", "reason": "the reply is not JSON", "detail": "Zoe Marlowe says hello"}, ""),
+        ({"stage": "balancing", "reason": "over the cap of its label", "detail": "label Zoe Marlowe: 9 rows"}, ""),
+        (
+            {"stage": "growing", "reason": "prompt like one in test", "detail": "0.80 like b.jsonl:3"},
+            "0.80 like b.jsonl:3",
+        ),
+        ({"stage": "judge", "reason": "judged below 3", "detail": "1: Zoe Marlowe is not helped"}, "1"),
+    ],
+)
+def test_a_detail_tells_no_text_of_a_row_with_personal_data(tmp_path: Path, told: dict[str, str], shown: str) -> None:
+    store.write_jsonl(tmp_path / "dropped.jsonl", [held("a", 1, "contains: person", **told), held("b", 2, **told)])
+    [loss] = excerpts.dropped(tmp_path / "dropped.jsonl", "")
+    assert [sample.detail for sample in loss.samples] == [shown, told["detail"]]
+
+
+def test_personal_data_of_rows_that_a_later_step_made_is_counted_once(tmp_path: Path) -> None:
+    """What cleaning noted stands in the files of all later steps, and repeats have it again."""
+    mail = "write to {}@post.example.org"
+    read = [held(mail.format("ann"), 1), held("nothing", 2)]
+    clean = [held(mail.format("ann"), 1, "contains: email"), held("nothing", 2)]
+    grown = [*clean, clean[0], held(mail.format("bob"), 9, "contains: email")]
+    steps = []
+    for name, rows, made in (("load", read, 0), ("clean", clean, 0), ("grow", grown, 2)):
+        (tmp_path / name).mkdir()
+        store.write_jsonl(tmp_path / name / "rows.jsonl", rows)
+        steps.append(Finished(tmp_path / name, {"step": name, "summary": {"made": made}}))
+    [found] = excerpts.personal(steps)
+    assert found.rows == {"noted": 2}
+    assert found.masks == ["a***@p***.org", "b***@p***.org"]

@@ -5,9 +5,10 @@ The docstring under a field is its documentation, as in core/project.py.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tunesmith.core.clean_section import Clean
 from tunesmith.core.endpoint_section import Endpoint
@@ -136,6 +137,13 @@ def _trains(source: Source) -> Source:
     return source
 
 
+def _values_are_texts(weights: Any) -> Any:
+    """What YAML reads as a number, or as true, false or null, is a value as JSON has it: `1`, `true`."""
+    if not isinstance(weights, dict):
+        return weights
+    return {value if isinstance(value, str) else json.dumps(value, default=str): its for value, its in weights.items()}
+
+
 def _balances(balance: Balance) -> Balance:
     if balance.cap is None and not balance.weights:
         raise ValueError("it says what to balance by and not how: write `cap` or `weights` beside it")
@@ -157,7 +165,7 @@ class Balance(Section):
     """With `by: length` or `by: topic`: how many bins or clusters."""
     cap: Annotated[int, Field(gt=0)] | None = None
     """Keep at most so many rows of one value: those with the lowest hash."""
-    weights: dict[str, Annotated[float, Field(ge=0, le=100)]] = {}
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0, le=100)]], BeforeValidator(_values_are_texts)] = {}
     """A factor for each value that needs one. Below 1: that share of its rows is kept; above 1: rows are repeated, and
     the repeats are counted. The cap holds after the weights."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,7 +47,7 @@ class Admission:
             for result in results:
                 if isinstance(result, Dropped):
                     self.drops.add(result, STAGE)
-        return rows
+        return [replace(row, changes=list(dict.fromkeys(row.changes))) for row in rows]  # parents may have noted it
 
     def unique(self, rows: list[Row], nearly: bool) -> list[Row]:
         """Those that no training row and no other new row repeats word for word; `nearly`: nor in a prompt that is
@@ -94,12 +94,14 @@ class Admission:
             self.drop(rows[place], *why)
         return [row for place, row in enumerate(rows) if place not in like]
 
-    def admit(self, rows: list[Row], nearly: bool) -> int:
-        """Writes rows, as many as their parents may have; returns how many. Those that later rows may not nearly repeat
-        are noted for that."""
-        kept = []
+    def admit(self, rows: list[Row], nearly: bool, missing: int | None) -> int:
+        """Writes rows, as many as are missing and as their parents may have; returns how many. Those that later rows
+        may not nearly repeat are noted for that."""
+        kept = list[Row]()
         for row in rows:
-            if self.is_open(row.parents[0]):
+            if missing is not None and len(kept) == missing:
+                self.drop(row, "more than are wanted", f"{missing:,} of them were missing")
+            elif self.is_open(row.parents[0]):
                 self.of_parent[row.parents[0]] += 1
                 self.ids.add(int(row.id, 16))
                 self.file.write(orjson.dumps(row.to_json(), option=orjson.OPT_APPEND_NEWLINE))

@@ -24,7 +24,7 @@ class Unread(Exception):
 class Attempt:
     """What is tried once. `row` is what is known of it before, and all of it where no model is asked. `then` asks a
     second time, about the first reply. `read` makes rows of the last one, or raises Unread; `fault` tells what keeps a
-    row from standing on its source."""
+    row from standing on its source. `rows` is how many it is to bring, as far as the model does what it is asked."""
 
     parent: str
     row: Row
@@ -32,6 +32,7 @@ class Attempt:
     then: Callable[[str], Asked] | None = None
     read: Callable[[str], list[Row]] | None = None
     fault: Callable[[Row], str] = lambda row: ""
+    rows: int = 1
 
 
 def synthetic(kind: str, source: str, line: int, messages: list[Message], parents: list[str]) -> Row:
@@ -48,5 +49,7 @@ def assistant(text: str) -> Message:
 
 
 def text_of(value: Any) -> str:
-    """What a model wrote in a field: its text, or what else it put there as compact JSON."""
+    """What a model wrote in a field: its text, or what else it put there as compact JSON; null is no text."""
+    if value is None:
+        return ""
     return value.strip() if isinstance(value, str) else orjson.dumps(value).decode()

@@ -8,27 +8,30 @@ Nothing is lost: the rows that came, and all that was made beside them, are in t
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tunesmith.core import certificate
+from tunesmith.core import certificate, store
 from tunesmith.core.clean_section import Clean
 from tunesmith.core.data_section import Grow
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
-from tunesmith.data import admission, balance, known, mix, parts, similar, sketches, synthesise
+from tunesmith.data import admission, balance, collect, known, mix, parts, similar, sketches, synthesise
 from tunesmith.data.drops import Drops
 from tunesmith.data.seeds import Seeds
 from tunesmith.data.split import ALIKE, SIDES
 from tunesmith.models.base import Base
 
-VERSION = 1
+VERSION = 2
 
 _HELD_OUT = SIDES[1:]
+_PLACE = re.compile(r" \S.*:\d+$")  # that a note may end with
 
 
 def run(
@@ -69,8 +72,10 @@ def run(
             whole.append(work / "mixed.jsonl")
             own += told["mix"]["mixed"]
         _concatenate(whole, out / "train.jsonl")
+        changes = _noted(told["balance"], whole[1:])
         facts = _certify(certified, exam, out)
-        reasons, dropped = drops.reasons, drops.counts.total()
+        dropped = drops.counts.total()
+        reasons = Counter(drops.reasons) + Counter(told["mix"]["reasons"] if told["mix"] else {})
     came_in = sum(splits.summary[side] for side in SIDES)
     stages = list(_stages(came_in, told, drops))
     made, quarantined = sum(stage["made"] for stage in stages), sum(stage["quarantined"] for stage in stages)
@@ -79,11 +84,14 @@ def run(
     if not own:
         raise DataError(
             "no training row is left after growing",
-            ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "there was none to begin with",
+            ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+            or "there was none to begin with",
             "read output/failed/grow/dropped.jsonl, then loosen `data.grow`",
         )
     sides = {"train": own, **{side: splits.summary[side] for side in _HELD_OUT}}
-    ledger = {**sides, "dropped": dropped, "quarantined": quarantined, "reasons": reasons, "stages": stages}
+    groups = {side: splits.summary["groups"][side] for side in _HELD_OUT}  # nobody looked for groups among new rows
+    ledger = {**sides, "dropped": dropped, "quarantined": quarantined, "stages": stages, "groups": groups}
+    ledger |= {"reasons": dict(reasons.most_common()), "changes": dict(changes.most_common())}
     return {**_said(told, own, dropped), "rows_in": came_in, "made": made, **ledger, **told, "certificate": facts}
 
 
@@ -103,6 +111,14 @@ def _stages(rows: int, told: dict[str, Any], drops: Drops) -> Iterator[dict[str,
                 "quarantined": quarantined,
             }
             rows = left
+
+
+def _noted(balanced: dict[str, Any] | None, files: Sequence[Path]) -> Counter[str]:
+    """How many of the rows that were added have a note, by its kind: repeats, and the rows of these files."""
+    found = Counter({f"{balance.REPEATED} {balanced['by']}s": balanced["repeats"]} if balanced else {})
+    for row in (row for path in files for row in store.read_jsonl(path)):
+        found.update({_PLACE.sub("", note) for note in row["changes"]})
+    return +found
 
 
 def _certify(certified: dict[str, Any], exam: known.Exam, out: Path) -> dict[str, Any]:
@@ -132,17 +148,27 @@ def _concatenate(files: Sequence[Path], whole: Path) -> None:
 
 
 def _said(told: dict[str, Any], train: int, dropped: int) -> dict[str, Any]:
-    said = [f"{train:,} train, {dropped:,} dropped"]
+    said, warnings = [f"{train:,} train, {dropped:,} dropped"], list[str]()
     if found := told["balance"]:
-        said.append(f"{found['repeats']:,} repeats and {found['dropped']:,} drops to balance {found['by']}s")
+        repeats, drops = _counted(found["repeats"], "repeat"), _counted(found["dropped"], "drop")
+        said.append(f"{repeats} and {drops} to balance {found['by']}s")
     if found := told["synthesise"]:
         kinds = ", ".join(f"{its['kept']:,} {kind}" for kind, its in found["kinds"].items())
         said.append(f"new rows: {kinds or 'none'}")
+        warnings += found["warnings"]
+        if read := found.get("sources"):
+            said += [f"{read['quarantined']:,} of the documents cannot be read"] if read["quarantined"] else []
+            said += [collect.sentence(read["skipped"])] if read["skipped"] else []
     if found := told["mix"]:
-        said.append(f"{found['mixed']:,} general rows ({found['share']:.1%})")
-    warnings = told["mix"]["warnings"] if told["mix"] else []
+        said.append(f"{_counted(found['mixed'], 'general row')} ({found['share']:.1%})")
+        said += [f"{found['quarantined']:,} quarantined"] if found["quarantined"] else []
+        warnings += found["warnings"]
     return {
         "headline": "; ".join([*said, *(warning.rstrip(".") for warning in warnings)]),
-        "vouched": f"Certified anew: of the {train:,} training rows, none is like one of the exam or of validation.",
+        "vouched": f"Certified anew: of the training rows ({train:,}), none is like one of the exam or of validation.",
         "warnings": warnings,
     }
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

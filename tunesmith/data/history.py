@@ -78,7 +78,7 @@ class Answer:
 @dataclass
 class History:
     """`now` is a side, `rows` before there are sides, `dropped` or `quarantined`. `messages` are those of the row as it
-    was read, none where it could not be."""
+    was read, none where it could not be. The last one tells how many `more` have the name that was asked for."""
 
     where: str
     id: str
@@ -86,6 +86,7 @@ class History:
     messages: list[Line]
     events: list[Event]
     answers: list[Answer] = field(default_factory=list)
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,21 @@ def of(steps: Sequence[Finished], query: str, evaluated: Mapping[str, Finished])
     `evaluated` holds the steps base, tuned and verdict, where they are done. Raises DataError where no row has that
     name, or rows of several contents have it.
     """
-    places = _at(steps, query) if re.search(r".:\d+$", query) else _with_id(steps, query)
-    tracks: dict[Place, list[list[_Found]]] = {place: [] for place in places}
+    id, places = (None, _at(steps, query)) if re.search(r".:\d{1,18}$", query) else _with_id(steps, query)
+    of_place: dict[Place, list[list[_Found]]] = {place: [] for place in places[:_MOST]}
     for step in steps:
-        for place, found in _about(step, places).items():
-            _follow(tracks[place], found)
+        for place, found in _about(step, of_place).items():
+            _follow(of_place[place], found)
+    tracks = [track for its in of_place.values() for track in its if id is None or _had(track, id)]
     histories = []
-    for track in islice((track for of_place in tracks.values() for track in of_place), _MOST):
+    for track in tracks[:_MOST]:
         first, last = track[0].line, track[-1]
         history = History(f"{first['source']}:{first['line']}", last.line.get("id", ""), last.kind,
                           first.get("messages", []), list(_events(track)))  # fmt: skip
         if last.kind == "test":
             history.answers = list(_answers(last.line, evaluated))
         histories.append(history)
+    histories[-1].more = len(tracks[_MOST:]) + len(places[_MOST:])
     events = [event for history in histories for event in history.events]
     shown = referred(steps[0], {sentence for event in events for sentence in event.told})
     for event in events:
@@ -147,8 +150,8 @@ def _at(steps: Sequence[Finished], query: str) -> list[Place]:
     )
 
 
-def _with_id(steps: Sequence[Finished], query: str) -> list[Place]:
-    """The places of the rows that had this content at some time."""
+def _with_id(steps: Sequence[Finished], query: str) -> tuple[str, list[Place]]:
+    """The whole id, and the places of the rows that had this content at some time."""
     digits = query.casefold()
     if not re.fullmatch(rf"[0-9a-f]{{{_LEAST_ID},16}}", digits):
         raise DataError(
@@ -171,7 +174,12 @@ def _with_id(steps: Sequence[Finished], query: str) -> list[Place]:
             f"none had it after {', '.join(step.step for step in steps)}",
             "name a place that `tunesmith data` shows",
         )
-    return list(places)[:_MOST]
+    return next(iter(ids)), list(places)
+
+
+def _had(track: list[_Found], id: str) -> bool:
+    """Whether the row had this content at some time: others that were made of it stand at its place, too."""
+    return any(found.line.get("id") == id for found in track)
 
 
 def _lines(step: Finished, promising: Callable[[bytes], bool]) -> Iterator[tuple[str, int, Line]]:
@@ -234,7 +242,8 @@ def _begun(now: _Found) -> Iterator[str]:
         yield f"to mend it: {line['fix']}"
         yield f"it begins: {line['record']}"
         return
-    yield f"added here, to {now.kind}" if now.step.record["inputs"] else f"read as {line['shape']}"
+    to = f", to {now.kind}" if now.kind in SIDES else ""
+    yield f"added here{to}" if now.step.record["inputs"] else f"read as {line['shape']}"
     if line["parents"]:
         yield f"made from {', '.join(line['parents'])}"
     yield from line["changes"]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from tunesmith.core import store
 from tunesmith.core.records import Row
 from tunesmith.data import benchmarks, parts, similar, sketches, traits
 from tunesmith.data.benchmarks import Questions
@@ -29,6 +30,7 @@ class Exam:
     for each; and the questions of benchmarks, if any are named, with the folder of what was noted of them."""
 
     sides: dict[str, list[Path]]
+    threads: dict[str, tuple[str, str]]  # reason and detail for a row of that thread
     benchmarks: tuple[Path, Questions] | None
     cut: sketches.Banding
     work: Path
@@ -76,11 +78,17 @@ class Noted:
 def exam(sides: dict[str, Path], named: Sequence[Path], cut: sketches.Banding, work: Path) -> Exam:
     """Of the files of the sides, and of those of the benchmarks that are named."""
     folders = {side: note_file(path, work / f"exam-{side}", cut) for side, path in sides.items()}
+    threads = {
+        row["thread"]: (f"thread also in {side}", f"of one thread with {row['source']}:{row['line']}")
+        for side, path in sides.items()
+        for row in store.read_jsonl(path)
+        if row["thread"]
+    }
     asked = None
     if named:
         asked = work / "benchmarks", benchmarks.read(named)
         benchmarks.write(*asked, cut)
-    return Exam(folders, asked, cut, work)
+    return Exam(folders, threads, asked, cut, work)
 
 
 def note(rows: Sequence[Row], folder: Path, cut: sketches.Banding) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from tunesmith.core.data_section import Seeds as FromSeeds
 from tunesmith.core.records import Message, Row
 from tunesmith.data import grounded
 from tunesmith.data.attempts import Attempt, Unread, assistant, synthetic, text_of, user
+from tunesmith.data.ledger import PERSONAL
 from tunesmith.data.noise import noisy
 from tunesmith.data.seeds import Seeds
 from tunesmith.models.endpoint import Asked, json_of
@@ -36,14 +37,22 @@ _PARAPHRASED = [
 _TRANSLATE = "Translate from {} into {}. Reply with the translation alone.\n\n{}"
 
 
-def seeds(settings: FromSeeds, rows: Seeds) -> Iterator[Attempt]:
-    """Rows as examples, a few at a time, and again in another order as long as more is wanted."""
+def seeds(settings: FromSeeds, rows: Seeds, is_open: Callable[[str], bool]) -> Iterator[Attempt]:
+    """Rows as examples, a few at a time, and again in another order as long as any of them may have more."""
+    left = True
     for turn in itertools.count():
-        shuffled = rows.shuffled(f"seeds {turn}")
+        if not left:
+            return
+        shuffled, left = rows.shuffled(f"seeds {turn}"), False
         while shown := list(itertools.islice(shuffled, settings.examples)):
+            shown.sort(key=lambda row: not is_open(row.id))  # one that may have more comes first
             first = shown[0]
+            if not is_open(first.id):
+                continue
+            left = True
             system = [m for m in first.prompt if m["role"] == "system"]
-            row = synthetic("seeds", first.source, first.line, [*first.prompt, assistant("")], [r.id for r in shown])
+            asks = synthetic("seeds", first.source, first.line, [*first.prompt, assistant("")], [r.id for r in shown])
+            row = replace(asks, changes=_personal(first))
             asked = Asked([user(_LIKE_THESE.format("\n\n".join(map(_example, shown))))], seed=turn, json=True)
             yield Attempt(first.id, row, asked, read=partial(_from_json, row, system))
 
@@ -89,7 +98,12 @@ def _child(kind: str, parent: Row, question: str) -> Row:
     at = _asked_at(parent)
     messages = [{**message, "content": question} if i == at else message for i, message in enumerate(parent.messages)]
     made = synthetic(kind, parent.source, parent.line, messages, [parent.id])
-    return replace(made, tools=parent.tools, rejected=parent.rejected)
+    return replace(made, tools=parent.tools, rejected=parent.rejected, changes=_personal(parent))
+
+
+def _personal(parent: Row) -> list[str]:
+    """That it holds personal data, or did: a misspelt name is no name to whoever looks for names, and yet is one."""
+    return [note for note in parent.changes if note.startswith(tuple(PERSONAL))]
 
 
 def _question(row: Row) -> str:
@@ -126,7 +140,7 @@ def _from_json(row: Row, system: Sequence[Message], reply: str) -> list[Row]:
     if not isinstance(found, dict) or not {"prompt", "answer"} <= found.keys():
         raise Unread("the reply has no prompt and answer", reply)
     prompt, answer = (text_of(found[name]) for name in ("prompt", "answer"))
-    return [replace(row, messages=[*system, user(prompt), assistant(answer)])]
+    return [replace(row, messages=[*system, user(prompt), assistant(answer)], changes=[])]
 
 
 def _example(row: Row) -> str:

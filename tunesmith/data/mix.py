@@ -51,8 +51,24 @@ class General:
     exam: known.Exam
     drops: Drops
 
+    @property
+    def rules(self) -> Clean:
+        """What the task's answers have to be, general ones need not, and to a general question there may be several."""
+        loose = {"answer": "text", "answer_schema": None, "contradictions": "report", "reviewed": None}
+        return self.clean.model_copy(update=loose)
+
     def drop(self, row: Row, reason: str, detail: str) -> None:
         self.drops.add(Dropped(row, reason, detail), STAGE)
+
+    def cleaned(self, row: Row) -> Iterator[Row]:
+        """The row as cleaning leaves it, if it does, where its answer is a new one."""
+        for _, stage in pipeline.stages(self.rules):
+            [result] = stage([row])
+            if isinstance(result, Dropped):
+                self.drops.add(result, STAGE)
+                return
+            row = result.row
+        yield replace(row, changes=list(dict.fromkeys(row.changes)))  # what its prompt holds was noted before
 
 
 def run(general: General, own_rows: int, base: Base | None, out: Path) -> dict[str, Any]:
@@ -64,7 +80,9 @@ def run(general: General, own_rows: int, base: Base | None, out: Path) -> dict[s
         row = Row.from_json({key: value for key, value in item.items() if key not in ("reason", "detail", "stage")})
         general.drop(row, item["reason"], item["detail"])
     rows = Lines(folder / "clean/rows.jsonl")
-    like = general.exam.knows(known.note_file(rows.path, work / "general", general.exam.cut))
+    threads = ((place, general.exam.threads.get(row["thread"])) for place, row in enumerate(rows.at(range(len(rows)))))
+    like = {place: told for place, told in threads if told}
+    like |= general.exam.knows(known.note_file(rows.path, work / "general", general.exam.cut))
     order = np.argsort(ranks("mix", [item["id"] for item in rows.at(range(len(rows)))]), kind="stable").tolist()
     for place, item in zip(like, rows.at(list(like))):
         general.drop(Row.from_json(item), *like[place])
@@ -85,6 +103,7 @@ def run(general: General, own_rows: int, base: Base | None, out: Path) -> dict[s
     return {
         "made": read["rows_in"],
         "quarantined": read["quarantined"],
+        "reasons": read["reasons"],
         "cleaned": cleaned["kept"],
         "like_the_exam": len(like),
         "answers": mix.answers,
@@ -96,15 +115,12 @@ def run(general: General, own_rows: int, base: Base | None, out: Path) -> dict[s
 
 
 def _prepared(general: General, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sources read and cleaned as those of the task are. What the task's answers have to be, general ones need
-    not, and to a general question there may be several answers."""
+    """The sources read and cleaned as those of the task are, by looser rules."""
     for name in ("load", "clean"):
         (folder / name).mkdir(parents=True)
     with settings_named(_ELSEWHERE):
         read = load.run(general.mix.sources, None, general.max_quarantined, folder / "load")
-        rules = {"answer": "text", "answer_schema": None, "contradictions": "report", "reviewed": None}
-        clean = general.clean.model_copy(update=rules)
-        cleaned = pipeline.run(clean, Artifact("load", "mix", folder / "load", "ran", read), folder / "clean")
+        cleaned = pipeline.run(general.rules, Artifact("load", "mix", folder / "load", "ran", read), folder / "clean")
     return read, cleaned
 
 
@@ -123,9 +139,10 @@ def _answered(general: General, rows: Iterator[Row], client: Client, wanted: int
                 if reply.text is None:
                     general.drop(row, reply.fault, "the base model gave no answer that can be used")
                     continue
-                given += 1
                 answer = {"role": "assistant", "content": reply.text}
-                yield replace(row, messages=[*row.prompt, answer], rejected=None), f"{MIXED}; answered by the base"
+                for kept in general.cleaned(replace(row, messages=[*row.prompt, answer], rejected=None)):
+                    given += 1
+                    yield kept, f"{MIXED}; answered by the base"
 
 
 def _noted(row: Row, note: str) -> Row:

@@ -53,7 +53,7 @@ class Asking:
 
     lines: Lines
     order: list[int]
-    told: dict[str, int]
+    told: dict[str, Any]
 
     def passages(self) -> Iterator[Passage]:
         for item in self.lines.at(self.order):
@@ -90,7 +90,7 @@ def read(settings: Questions, work: Path, quarantine: Path) -> Asking:
     lines = Lines(work / "passages.jsonl")
     ids = [f"{item['source']} {item['line']} {item['text']}" for item in lines.at(range(len(lines)))]
     order = np.argsort(ranks("questions", ids), kind="stable").tolist()
-    return Asking(lines, order, {**told, "skipped": len(skipped)})
+    return Asking(lines, order, {**told, "skipped": collect.told(skipped)})
 
 
 def _of_file(
@@ -119,9 +119,8 @@ def _pairs(settings: Questions, head: list[Message], passage: Passage, turn: int
     about = f" of {' / '.join(passage.titles)}" if passage.titles else ""
     asked = Asked([user(_PAIRS.format(about, passage.text, settings.per_passage))], seed=turn)
     row = _row(head, passage, "", "")
-    yield Attempt(
-        passage.id, row, asked, read=partial(_parsed, head, passage), fault=partial(_fault, settings, passage)
-    )
+    read, fault = partial(_parsed, head, passage), partial(_fault, settings, passage)
+    yield Attempt(passage.id, row, asked, read=read, fault=fault, rows=settings.per_passage)
 
 
 def _sentences(settings: Questions, head: list[Message], passage: Passage, turn: int) -> Iterator[Attempt]:

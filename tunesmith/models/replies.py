@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ class Kept:
 
 def json_of(text: str) -> Any:
     """The JSON value in a model's answer: the answer itself, or what stands in a code fence, or an object or list that
-    is found in it or mended. Raises ValueError where there is none."""
+    is found in it or mended, so that it can be written again. Raises ValueError where there is none."""
     import json_repair  # most answers need no mending
 
     text = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.S)  # thoughts may hold drafts of the answer
@@ -108,8 +109,10 @@ def json_of(text: str) -> Any:
             continue
     try:
         found = json_repair.loads(fenced[0] if fenced else text)
+        # Half an emoji, or a number beyond 64 bits: it reads what neither UTF-8 nor a row file can hold.
+        writable = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
     except RecursionError:  # a model that repeats one bracket
         found = None
     if not isinstance(found, dict | list) or not found:
         raise ValueError("there is no JSON in the answer")
-    return found
+    return orjson.loads(writable)

@@ -19,7 +19,7 @@ import orjson
 
 from tunesmith.core import store
 from tunesmith.core.finished import Finished
-from tunesmith.data import history, pii
+from tunesmith.data import admission, balance, history, pii
 from tunesmith.data.ledger import PERSONAL, left_files, row_files
 
 CHARACTERS = 2_000  # of one text
@@ -190,19 +190,24 @@ def with_others(losses: Sequence[Loss], steps: Sequence[Finished]) -> None:
 
 
 def personal(steps: Sequence[Finished]) -> list[Personal]:
-    """What was found, by kind. Only masks of it leave this function."""
+    """What was found, by kind, by cleaning and in rows that a later step made. Only masks of it leave this function."""
+    looked = [step for step in steps[1:] if step is steps[1] or step.summary.get("made")]
+    files = [path for step in looked for path in (*row_files(step).values(), *left_files(step).values())]
     counts: dict[str, Counter[str]] = {}
-    places: dict[str, list[str]] = {}
-    for line in _promising([path for step in steps[1:2] for path in (*row_files(step).values(),
-                            *left_files(step).values())], _NOTES_PERSONAL):  # fmt: skip
+    shown: dict[str, list[dict[str, Any]]] = {}
+    seen: set[tuple[str, int, str]] = set()  # rows count once, however many steps left them, and however often
+    for line in _promising(files, _NOTES_PERSONAL):
+        if (row := (line["source"], line["line"], line.get("id", ""))) in seen:
+            continue
+        seen.add(row)
         for kind, what in _kinds(line):
             counts.setdefault(kind, Counter())[what] += 1
-            if len(places.setdefault(kind, [])) < _SAMPLES:
-                places[kind].append(_where(line))
-    raw = history.referred(steps[0], {place for some in places.values() for place in some})
+            if len(shown.setdefault(kind, [])) < _SAMPLES:
+                shown[kind].append(line)
+    raw = history.referred(steps[0], {_where(line) for some in shown.values() for line in some})
     masks: dict[str, dict[str, None]] = {kind: {} for kind in counts}
-    for kind, some in places.items():
-        for text in (str(m["content"]) for place in some if place in raw for m in raw[place]["messages"]):
+    for kind, some in shown.items():
+        for text in (str(m["content"]) for line in some for m in raw.get(_where(line), line)["messages"]):
             masks[kind].update({mask(text[a:b]): None for its, a, b in pii.find(text) if its == kind})
     kinds = sorted(counts, key=lambda kind: -counts[kind].total())
     return [Personal(kind, dict(counts[kind]), list(masks[kind])[:_SAMPLES]) for kind in kinds]
@@ -236,9 +241,14 @@ def _promising(paths: Iterable[Path], promising: Callable[[bytes], object]) -> I
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """A judge's reason is text about the row's: of a row with personal data, the score alone is shown."""
+    """What a judge says, a reply that is no row, and a label are text about the row's, or of it: of a row with personal
+    data, the score alone is shown."""
     detail = str(row.get("detail", ""))
-    return detail.partition(":")[0] if row["reason"].startswith("judged below") and is_personal(row) else detail
+    if not is_personal(row):
+        return detail
+    if row["reason"].startswith("judged below"):
+        return detail.partition(":")[0]
+    return "" if row.get("stage") in (admission.STAGE, balance.STAGE) and not _PLACE.search(detail) else detail
 
 
 def answers(scores: Path, base: Path, tuned: Path, test: Path) -> Answers:

@@ -200,7 +200,8 @@ def _sources(counted: Ledger) -> list[Record]:
     return [
         {
             "path": name,
-            "records": sum(source.records + source.made for source in group),
+            "records": sum(source.records for source in group),
+            "made": sum(source.made for source in group),
             "quarantined": sum(source.quarantined for source in group),
             "dropped": sum(source.dropped for source in group),
             "kept": [sum(source.kept.get(side, 0) for source in group) for side in counted.rows],
