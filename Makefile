@@ -1,8 +1,9 @@
-# `make demo` shows what tunesmith does, `make test` proves it; both install into .venv first.
+# `make demo` shows what tunesmith does, `make test` proves it; both install into .venv first. What takes minutes (twenty
+# kills, forecasts of memory, two processes, a Ray cluster, TRL beside us) is in `make test-slow`; CI runs both.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install check docs clean
+.PHONY: demo test test-slow install check docs clean
 
 demo: install
 	$(BIN)/tunesmith run recipes/support/tunesmith.yaml
@@ -19,7 +20,10 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest --numprocesses auto --dist loadscope
+	$(BIN)/pytest --numprocesses auto --dist loadscope -m "not slow"
+
+test-slow: install
+	$(BIN)/pytest --numprocesses auto --dist loadscope -m slow
 
 docs: install
 	$(BIN)/python docs/generate.py

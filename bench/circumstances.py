@@ -34,6 +34,12 @@ def found_in(packages: Iterable[str], engine: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def kind_of_machine() -> str:
+    """Figures are kept by kind: what is fastest on the one, for us and for others, is slow on the other."""
+    machine = hardware.probe()
+    return f"{'gpu' if machine.gpu else 'cpu'}-{'bf16' if machine.bf16 else 'fp32'}"
+
+
 def fingerprint(folders: Iterable[str]) -> str:
     """Changes with the code that computes: figures of one engine are not those of another."""
     paths = sorted(path for folder in folders for path in (_PACKAGE / folder).rglob("*.*"))

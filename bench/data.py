@@ -23,12 +23,12 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 import typer
-from circumstances import found_in
+from circumstances import found_in, kind_of_machine
 from preparing import corpus, truth
 from preparing.processes import measure
 from preparing.sides import SIDES, THRESHOLD
 
-from tunesmith.core import hardware, store
+from tunesmith.core import store
 from tunesmith.core.errors import UserError
 from tunesmith.core.records import normalised
 
@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Times the data stages; see the head of this file."""
     sizes = sorted(rows or SIZES)
-    kept = results or RESULTS / f"{os.uname().machine}-{hardware.cores()}-cores"
+    kept = results or RESULTS / kind_of_machine()
     work = kept / "output" / "data"
     if os.getloadavg()[0] > 0.5:
         print(f"other work runs here (load average {os.getloadavg()[0]:.1f}): figures suffer", file=sys.stderr)

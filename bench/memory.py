@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from circumstances import kind_of_machine
 from training import report
 from training.runs import measure
-from training.workload import Plan, circumstances, kind_of_machine, prepare
+from training.workload import Plan, circumstances, prepare
 
 from tunesmith.core import store
 from tunesmith.core.errors import UserError

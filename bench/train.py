@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from circumstances import kind_of_machine
 from training import compare, curve, ladder, report, search
 from training.report import LADDER
 from training.rival import Rival
 from training.runs import Precision, RunFailed, precision
-from training.workload import Plan, Workload, circumstances, kind_of_machine, prepare
+from training.workload import Plan, Workload, circumstances, prepare
 
 from tunesmith.core import hardware, store
 from tunesmith.core.errors import UserError

@@ -4,6 +4,7 @@ docs/config.md        every key of the project file, from the docstrings in core
 docs/cli.md           every command, from the live command line
 docs/show.schema.json what `tunesmith show --json` prints
 README.md             the table of results, from recipes/*/result.json
+docs/data.md          what cleaning finds and how fast it is, from bench/results
 recipes/documents/README.md  what became of its new rows, from recipes/documents/result.json
 recipes/README.md     what each method came to, from recipes/*/results/METHOD.json
 tunesmith.schema.json what an editor needs to complete and check a project file
@@ -15,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/cli.md": _cli(),
         ROOT / "docs/show.schema.json": _json(Show.model_json_schema()),
         ROOT / "tunesmith.schema.json": _json(config.schema()),
+        ROOT / "docs/data.md": _data(),
         ROOT / "README.md": _filled("README.md", "results", _results()),
         ROOT / "recipes/documents/README.md": _filled("recipes/documents/README.md", "yield", _yield()),
         ROOT / "recipes/README.md": _filled("recipes/README.md", "methods", _methods()),
@@ -38,10 +41,64 @@ def pages() -> dict[Path, str]:
 
 def _filled(page: str, name: str, lines: Iterator[str]) -> str:
     """A page whose part between two comments of this name is written anew."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    return _with((ROOT / page).read_text(encoding="utf-8"), name, lines)
+
+
+def _with(text: str, name: str, lines: Iterator[str]) -> str:
     head, _, rest = text.partition(f"<!-- {name} -->\n")
     tail = rest.partition(f"<!-- /{name} -->")[2]
     return f"{head}<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->{tail}"
+
+
+def _data() -> str:
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    for name, lines in (("cleaners", _cleaners()), ("duplicates", _duplicates()), ("speed", _speed())):
+        text = _with(text, name, lines)
+    return text
+
+
+def _cleaners() -> Iterator[str]:
+    found = json.loads((ROOT / "bench/results/cleaners.json").read_text())
+    alike = found.pop("values that only look like personal data")
+    for title, kinds in found.items():
+        yield f"| {title} | planted | recall | precision |"
+        yield "|---|---:|---:|---:|"
+        for kind, score in kinds.items():
+            yield f"| {kind} | {score['planted']} | {score['recall']:.3f} | {score['precision']:.3f} |"
+        yield ""
+    only = f"Of {alike['planted']:,} values that only look like personal data, {alike['false']} were taken for some"
+    yield f"{only} (`python bench/cleaners.py`)."
+
+
+def _duplicates() -> Iterator[str]:
+    found = json.loads((ROOT / "bench/results/duplicates.json").read_text())
+    yield "| texts | rows | from | alike | recall, precision | datasketch's LSH, verified |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for one in found["near"]:
+        ours, theirs = (
+            f"{one[f'{side}_recall']:.3f}, {one[f'{side}_precision']:.3f}" for side in ("tunesmith", "datasketch")
+        )
+        yield (f"| {one['texts']} | {one['rows']:,} | {one['threshold']} | {one['alike']:,} | {ours} | {theirs} |")
+    yield "\nThe truth is every pair compared (`python bench/duplicates.py`)."
+
+
+def _speed() -> Iterator[str]:
+    for path in sorted(ROOT.glob("bench/results/*/data.json")):
+        found = json.loads(path.read_text())
+        machine = found["machine"]
+        yield "| rows | what | rows/s | peak memory, MB | recall |"
+        yield "|---:|---|---:|---:|---:|"
+        for rows, of_size in found["sizes"].items():
+            steps = of_size["pipeline"]["seconds"]
+            for step, seconds in steps.items():
+                yield f"| {int(rows):,} | {step} | {int(rows) / seconds:,.0f} | | |"
+            whole, peak = int(rows) / sum(steps.values()), of_size["pipeline"]["peak_bytes"] / 1e6
+            yield f"| {int(rows):,} | **load, clean and split** | **{whole:,.0f}** | {peak:,.0f} | |"
+            for side, runs in of_size["near"].items():
+                rate, recall = (median(run[figure] for run in runs) for figure in ("rows_per_second", "recall"))
+                memory = f"{runs[0]['peak_bytes'] / 1e6:,.0f}"
+                yield f"| {int(rows):,} | near-duplicates: {side} | {rate:,.0f} | {memory} | {recall:.3f} |"
+        yield f"\n{machine['name']}, {machine['cores']} cores, {found['measured'][:10]}, engine {found['engine']}.\n"
 
 
 def _results() -> Iterator[str]:

@@ -67,6 +67,19 @@ def test_the_first_steps_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "output/steps/format").is_dir()
 
 
+def test_the_settings_of_the_page_on_data_are_settings(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/data.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    for name in ("a.jsonl", "exam.csv", "gsm8k.jsonl", "tickets/a.jsonl.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for block in blocks:
+        project = yaml.safe_load(block)
+        project["data"].setdefault("sources", [{"path": "a.jsonl"}])
+        (tmp_path / "tunesmith.yaml").write_text(yaml.safe_dump({"name": "a", **project}), encoding="utf-8")
+        assert load_project(tmp_path / "tunesmith.yaml").data.sources
+
+
 def test_python_verbs_are_those_of_the_command_line() -> None:
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert commands - {"chat"} <= set(tunesmith.__all__)

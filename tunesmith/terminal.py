@@ -92,7 +92,9 @@ def check(found: Check) -> None:
         _told(text)
     for path in found.to_fetch:
         out.print(f"not here {path}: `tunesmith run` fetches it", markup=False)
-    out.print("\nnext: tunesmith run")
+    unread = next((source["path"] for source in found.sources if not source["kept"]), None)
+    mend = f"mend what cannot be read of {unread}, then tunesmith check again"
+    out.print(f"\nnext: {mend if unread else 'tunesmith run'}", markup=False)
 
 
 def _files(found: dict[str, Any]) -> str:
@@ -103,6 +105,8 @@ def _told(found: dict[str, Any]) -> None:
     """What of a source or text cannot be read, and which files are passed over."""
     for reason, count in found["reasons"].items():
         out.print(f"         {count} cannot be read: {reason}", markup=False)
+        if reason in found.get("fixes", {}):
+            out.print(f"           {found['fixes'][reason]}", markup=False)
     for why, names in found["skipped"].items():
         out.print(
             f"         {len(names)} skipped, {why}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}", markup=False

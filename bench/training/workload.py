@@ -13,8 +13,7 @@ from circumstances import found_in
 from training import rows
 from training.ours import Engine
 from training.rival import Rival
-from training.runs import Job, Run, measure, precision, run
-from tunesmith.core import hardware
+from training.runs import Job, Run, measure, run
 from tunesmith.core.errors import DataError
 from tunesmith.models import base as bases
 from tunesmith.models.tokens import Tokens
@@ -111,12 +110,6 @@ def _data() -> Path:
             "set TUNESMITH_REAL_DATA, or give tokenised rows: --tokens output/steps/format",
         )
     return path
-
-
-def kind_of_machine() -> str:
-    """Figures are kept by kind: what is fastest on the one, for us and for others, is slow on the other."""
-    machine = hardware.probe()
-    return f"{'gpu' if machine.gpu else 'cpu'}-{precision()}"
 
 
 def circumstances() -> dict[str, Any]:

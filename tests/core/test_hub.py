@@ -132,6 +132,24 @@ def test_a_data_set_is_fetched_once_and_then_needs_no_network(tmp_path: Path, se
     assert "1 records: 1 rows" in of_revision.stderr
 
 
+def test_general_rows_and_documents_are_fetched_before_a_step_reads_them(
+    tmp_path: Path, server: Hub, cache: Path
+) -> None:
+    """Else the step that fetches them would be refused for an input that changed meanwhile, with all that it made."""
+    rows = [{"prompt": f"{word} number {i}?", "completion": f"{i}"} for i, word in enumerate(["What", "Which"] * 20)]
+    server.files = {"general.jsonl": "".join(json.dumps(row) + "\n" for row in rows[30:]).encode()}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:30]))
+    grow = '{mix: {sources: [{path: "hf://org/name"}], share: 0.2}}'
+    settings = ["--set", f"data.grow={grow}", "--set", "data.split.test=0.2"]
+    looked = tunesmith(tmp_path, server.url, "a.jsonl", "check", *settings)
+    assert "not here hf://org/name@main: `tunesmith run` fetches it" in looked.stdout
+    documents = '--set=data.grow.synthesise={questions: {documents: ["hf://org/name@v1"]}}'
+    looked = tunesmith(tmp_path, server.url, "a.jsonl", "check", *settings, documents)
+    assert "not here hf://org/name@v1: `tunesmith run` fetches it" in looked.stdout
+    ran = tunesmith(tmp_path, server.url, "a.jsonl", "run", "--until", "grow", *settings)
+    assert (ran.returncode, "general rows" in ran.stderr) == (0, True), ran.stderr
+
+
 def test_what_cannot_be_fetched_is_explained(tmp_path: Path, server: Hub, cache: Path) -> None:
     server.files = {"train.jsonl": b'{"prompt": "p", "completion": "c"}\n', "validation.jsonl": b"{}"}
     for path, told in (

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.core import store
 from tunesmith.core.clean_section import Clean
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import pipeline
@@ -45,6 +45,13 @@ def benchmark(folder: Path, *questions: Any, name: str = "exam.jsonl") -> Path:
     records = [one if isinstance(one, dict) else {"question": one, "answer": "9"} for one in questions]
     store.write_jsonl(folder / name, records)
     return folder / name
+
+
+def test_a_file_that_cannot_be_read_is_named_by_its_setting(clean, tmp_path):
+    (tmp_path / "exam.jsonl").write_text("")
+    with pytest.raises(DataError) as caught:
+        clean(["hello"], tmp_path / "exam.jsonl")
+    assert caught.value.next == "write the file again, or take it out of data.clean.benchmarks"
 
 
 @pytest.mark.parametrize("prompt", [

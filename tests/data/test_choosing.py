@@ -14,6 +14,7 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import pipeline
 
 sys.path.insert(0, str(Path(__file__).parent))
+import faults
 from served import serving
 
 
@@ -45,12 +46,13 @@ def likes(*words: str):
 def clean(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(url: str, **options: Any) -> tuple[list[int], dict[int, str]]:
-        store.write_rows(tmp_path / "rows.jsonl", ROWS)
+    def run(url: str, rows: list[Row] = ROWS, **options: Any) -> tuple[list[int], dict[int, str]]:
+        store.write_rows(tmp_path / "rows.jsonl", rows)
         (tmp_path / "out").mkdir(exist_ok=True)
         judge = {"contradictions": "judge", "judge": {"url": url, "model": "small"}, "duplicates": "keep"}
         settings = Clean.model_validate({**judge, "near_duplicates": None, "single_answer": "yes", **options})
-        pipeline.run(settings, Artifact("load", "0", tmp_path, "done"), tmp_path / "out")
+        summary = pipeline.run(settings, Artifact("load", "0", tmp_path, "done"), tmp_path / "out")
+        store.write_json(tmp_path / "out/summary.json", summary)
         dropped = {line["line"]: line["detail"] for line in store.read_jsonl(tmp_path / "out/dropped.jsonl")}
         return [r.line for r in store.read_rows(tmp_path / "out/rows.jsonl")], dropped
 
@@ -74,7 +76,40 @@ def test_the_answer_that_the_judge_chooses_in_both_orders_stays(clean):
         assert len(served.asked) == 6
 
 
+def test_a_judge_that_does_not_answer_is_told_from_one_that_cannot_tell(clean, tmp_path):
+    """Its rows are dropped, and the run says so and how to ask again."""
+
+    def one(body: dict[str, Any], seen: int) -> faults.Fault:
+        return "500" if "Left" in body["messages"][-1]["content"] and not outage_is_over else "none"
+
+    outage_is_over = False
+    with serving(likes("down", '"g"', "left")) as served, faults.between(served.url, one) as proxy:
+        judge = {"url": proxy.url, "model": "small", "retries": 0}
+        kept, dropped = clean(proxy.url, judge=judge)
+        assert kept == [2, 6, 8]
+        assert dropped[4] == "the judge did not answer; see t.csv:5"
+        summary = store.read_json(tmp_path / "out/summary.json")
+        assert summary["warnings"] == [
+            "The judge did not answer about 1 prompts, whose rows were dropped: "
+            "`tunesmith run --force clean` asks it again."
+        ]
+        outage_is_over = True
+        assert clean(proxy.url, judge=judge)[0] == [2, 4, 6, 8]
+
+
 def test_nobody_is_asked_where_several_answers_may_be_right(clean):
     with serving(likes("down")) as served:
         kept, dropped = clean(served.url, single_answer="no")
         assert (len(kept), dropped, served.asked) == (len(ROWS), {}, [])
+
+
+def test_personal_data_that_goes_to_a_server_is_told_of(clean, tmp_path, capsys):
+    with serving(likes("down")) as served:
+        told = (
+            f"rows go to {served.url} with the personal data in them: email (2); data.clean.personal_data replaces it"
+        )
+        clean(served.url, rows=[*ROWS, row("Who?", "a@x.com", 9), row("And who?", "b@x.com", 10)])
+        assert store.read_json(tmp_path / "out/summary.json")["warnings"] == [told]
+        assert told in capsys.readouterr().err
+        clean(served.url, rows=[*ROWS, row("Who?", "a@x.com", 9)], personal_data="replace")
+        assert store.read_json(tmp_path / "out/summary.json")["warnings"] == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
+import glob
 import gzip
 import io
 import json
@@ -132,6 +134,77 @@ def test_links_are_followed_once_and_one_that_leads_nowhere_is_no_silence(tmp_pa
     assert "gone.jsonl cannot be opened" in refusal(tmp_path, folder).what
 
 
+def test_a_folder_that_is_linked_beside_itself_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "in/2024/a.jsonl", records(1))
+    (tmp_path / "in/latest").symlink_to("2024")
+    (tmp_path / "in/2023").symlink_to("2024")
+    assert list(inputs.files(tmp_path / "in")) == ["2024/a.jsonl"]
+    assert list(inputs.files(tmp_path / "in/**/*.jsonl")) == ["2024/a.jsonl"]
+    assert list(inputs.files(tmp_path / "in/l*/*.jsonl")) == ["latest/a.jsonl"]
+
+
+def test_a_glob_ends_where_links_go_round(tmp_path: Path) -> None:
+    write(tmp_path / "in/deep/a.jsonl", records(1))
+    (tmp_path / "in/deep/up").symlink_to("..")
+    (tmp_path / "in/deep/top").symlink_to(tmp_path / "in")
+    for pattern in ("**/*.jsonl", "**/a.*", "*/**/a.jsonl", "**/**/?.jsonl", "deep/**", "**"):
+        assert list(inputs.files(tmp_path / "in" / pattern)) in (["deep/a.jsonl"], ["a.jsonl"]), pattern
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "ab", ".a"]), min_size=1, max_size=4), min_size=1, max_size=5),
+    st.lists(st.sampled_from(["**", "*", "a", "a*", "?", "[ab]", ".*"]), min_size=1, max_size=4),
+)
+def test_globs_match_what_the_standard_library_matches(
+    tmp_path_factory: pytest.TempPathFactory, names: list[list[str]], pattern: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("tree")
+    for name in names:
+        with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+            write(folder.joinpath(*name), b"x")
+    path = folder.joinpath(*pattern)
+    if not inputs.is_glob(path):
+        return
+    expected = {one for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)}
+    found = inputs.files(path)
+    assert {str(one) for one in found.values()} == expected
+    assert list(found) == sorted(found, key=lambda name: Path(name).parts)
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.jsonl", records(1))
+    os.mkfifo(tmp_path / "in/pipe.jsonl")
+    assert list(inputs.files(tmp_path / "in")) == list(inputs.files(tmp_path / "in/*.jsonl")) == ["a.jsonl"]
+    for path in (tmp_path / "in/pipe.jsonl", Path("/dev/null")):
+        with pytest.raises(ValueError, match="neither a file nor a folder"):
+            source(path)
+
+
+@pytest.mark.parametrize("named", ["hf://org/name", "in/*.py", "in"])
+def test_where_one_file_is_meant_nothing_else_is_taken(tmp_path: Path, named: str) -> None:
+    write(tmp_path / "in/own.py", b"def convert(r):\n    return r\n")
+    path = write(tmp_path / "a.jsonl", records(1))
+    with pytest.raises(ValueError, match="name one file"):
+        source(path, convert=named if named.startswith("hf:") else str(tmp_path / named))
+
+
+def test_a_name_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl"), records(1))
+    for named in (path, tmp_path / "in", tmp_path / "in/*.jsonl"):
+        with pytest.raises(ValueError, match=r"the name of .*caf\?.jsonl is not UTF-8: rename it"):
+            source(named)
+
+
+def test_a_link_that_leads_nowhere_is_told_wherever_it_stands(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.jsonl", records(1))
+    (tmp_path / "in/gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"gone.jsonl is a link, and .*nowhere is not there"):
+        source(tmp_path / "in/gone.jsonl")
+    for path in (tmp_path / "in", tmp_path / "in/*.jsonl"):
+        with pytest.raises(DataError, match=r"gone.jsonl cannot be opened"):
+            Steps(tmp_path / "output")("load", load.run, [source(path)], None, 0.05)
+
+
 def test_the_projects_own_output_is_never_read(tmp_path: Path) -> None:
     write(tmp_path / "data.jsonl", records(1))
     for output in ("output", "output-other"):
@@ -166,6 +239,15 @@ def test_a_folder_in_which_nothing_can_be_read_is_refused(tmp_path: Path) -> Non
     error = refusal(tmp_path, tmp_path / "in")
     assert error.what == f"there is no file to read in {tmp_path / 'in'}"
     assert error.why == "1 skipped, of a kind that holds no examples: `a.png`"
+
+
+def test_what_another_source_passes_over_is_no_reason(tmp_path: Path) -> None:
+    write(tmp_path / "one/a.jsonl", records(1))
+    write(tmp_path / "one/b.png", b"\x89PNG")
+    write(tmp_path / "two/c.txt", b"Text.")
+    with pytest.raises(DataError) as error:
+        loaded(tmp_path, tmp_path / "one", tmp_path / "two")
+    assert error.value.why == "1 skipped, text has no answers: `c.txt`"
 
 
 def test_files_that_are_added_removed_or_changed_make_the_step_run_again(logs: Path, tmp_path: Path) -> None:
@@ -266,11 +348,17 @@ def test_an_archive_is_like_a_folder(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert summary["skipped"] == {
         "of a kind that holds no examples": ["all.zip/a.png"],
+        "a name that leads out of the archive": ["all.zip/../../escaped.jsonl"],
         "an archive in an archive": ["all.zip/e.zip"],
         "empty": ["all.zip/f.jsonl"],
     }
     assert sorted(path.name for path in tmp_path.rglob("*.jsonl")) == ["quarantine.jsonl", "rows.jsonl"]
     assert loaded(tmp_path, tmp_path / "in")["kept"] == 4
+
+
+def test_an_archive_without_files_is_told(tmp_path: Path) -> None:
+    error = refusal(tmp_path, write(tmp_path / "a.zip", zipped({})))
+    assert (error.what, error.why) == (f"there is no file to read in {tmp_path / 'a.zip'}", "it names no file")
 
 
 def test_an_encrypted_archive_is_told(tmp_path: Path) -> None:

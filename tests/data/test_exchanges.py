@@ -95,12 +95,22 @@ FAILED = [
     ("request failed", {"input": [P], "output": {"error": "x"}}),
     ("request without a response", {"request": REQUEST}),
     ("request without a response", {"request": REQUEST, "response": None}),
+    ("request failed", {"request": json.dumps(REQUEST), "response": "Internal Server Error", "status_code": "500"}),
+    ("request failed", {"request": REQUEST, "response": "Too many", "status_code": 429.0}),
     ("response without choices", {"request": REQUEST, "response": {"choices": []}}),
     ("response without choices", {"request": {"input": "p"}, "response": {"output": [{"type": "reasoning"}]}}),
     ("answer was cut off", {"request": REQUEST, "response": said(finish="length")}),
     ("answer was cut off", {"request": REQUEST, "response": {"content": "c", "stop_reason": "max_tokens"}}),
     ("answer was cut off", {"request": {"input": "p"}, "response": {
         "incomplete_details": {"reason": "max_output_tokens"}, "output": [{"type": "message", "content": "c"}]}}),
+    ("answer was cut off", {"request": {"input": "p"}, "response": {
+        "status": "incomplete", "output": [{"type": "message", "content": "c"}]}}),
+    ("answer was cut off", {"request": REQUEST, "response": {"status_code": 200, "body": {
+        "status": "cancelled", "output": [{"type": "message", "content": "c"}]}}}),
+    ("answer was cut off", {"request": REQUEST, "response": said(finish="MAX_TOKENS")}),
+    ("answer was cut off", {"request": REQUEST, "response": {"message": C, "done": True, "done_reason": "length"}}),
+    ("answer was cut off", {"messages": [P], "response": "c", "finish_reason": "length"}),
+    ("answer was cut off", {"request": REQUEST, "response": "c", "finish_reason": "length"}),
     ("answer was filtered", {"request": REQUEST, "response": said(finish="content_filter")}),
     ("answer is a refusal", {"request": REQUEST, "response": said({"content": None, "refusal": "I cannot."})}),
     ("response is a piece of a stream", {"request": REQUEST, "response": {"choices": [{"delta": {"content": "c"}}]}}),
@@ -126,7 +136,10 @@ def test_each_failure_has_its_reason(reason: str, record: dict[str, Any]) -> Non
         ("columns", {"input": [P], "output": {"text": "structured"}}),
         ("alpaca", {"instruction": "i", "input": "p", "output": '{"content": "c"}'}),
         ("prompt_completion", {"prompt": "p", "response": '{"error": "none"}'}),
+        ("alpaca", {"instruction": "Translate.", "input": '{"prompt": "p"}', "output": "c"}),
+        ("columns", {"question": "Which is it?", "input": {"prompt": "p"}, "answer": "c", "output": None}),
         ("messages", {"messages": [P, C], "response": "another"}),
+        ("messages", {"messages": [P, C], "choices": ["red", "green"]}),
         ("kto", {"messages": [P, C], "label": True}),
     ],
 )

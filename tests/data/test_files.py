@@ -16,7 +16,9 @@ GOOD = '{"prompt": "p", "completion": "c"}'
 @pytest.mark.parametrize(("name", "head", "format"), [
     ("a.jsonl", GOOD, "lines"), ("a.NDJSON", GOOD, "lines"), ("a.jsonl", "[\n{", "json"), ("a.jsonl", "{\n", "json"),
     ("a.jsonl", "[1]\n[2]", "lines"), ("a.json", f"[{GOOD}]", "json"), ("a.json", f"{GOOD}\n{GOOD}", "lines"),
-    ("a.json", f"{GOOD}\n", "json"), ("a.csv", "a,b", "csv"), ("a.tsv", "a\tb", "tsv"), ("a.txt", GOOD, "text"),
+    ("a.jsonl", f"[{GOOD},\n{GOOD}]\n", "json"), ("a.jsonl", f"[ {GOOD}, {GOOD}]", "json"),
+    ("a.jsonl", f"[{GOOD}]\n[{GOOD}]\n", "lines"), ("a.json", f"{GOOD}\n", "json"),
+    ("a.csv", "a,b", "csv"), ("a.tsv", "a\tb", "tsv"), ("a.txt", GOOD, "text"),
     ("a", "  [1]", "json"), ("a.log", f"\n{GOOD}\n{GOOD}", "lines"), ("a.dat", "a;b\n1;2", "csv"),
     ("a.bin", "PAR1", "parquet"),
 ])  # fmt: skip
@@ -49,6 +51,39 @@ def test_salvage_names_the_line_of_the_fault(tmp_path):
     assert rest.swallows
     assert rest.problem is not None
     assert "from line 4 on: put keys and texts in double quotes" in rest.problem.fix
+
+
+def test_what_stands_behind_an_array_is_named_by_its_own_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f"[{GOOD}\n]\n[{GOOD}]\n")
+    *_, rest = files.records(path)
+    assert rest.problem is not None
+    assert rest.problem.fix == "take out what stands behind the array, from line 3 on"
+
+
+@pytest.mark.parametrize("whole", [
+    {"prompt": ["p", "q"], "completion": ["c", "d"]},
+    {"prompt": {"0": "p", "1": "q"}, "completion": {"0": "c", "1": "d"}},
+    {"prompt": {"7": "p"}, "completion": {"7": "c"}},
+])  # fmt: skip
+def test_a_table_written_column_by_column_is_no_single_record(tmp_path, whole):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match=r"a.json holds columns, not records") as refusal:
+        list(files.records(path))
+    assert "orient='records'" in refusal.value.next
+
+
+@pytest.mark.parametrize("whole", [
+    {"messages": [{"role": "user", "content": "p"}], "choices": [{"message": {"role": "assistant", "content": "c"}}]},
+    {"input": [{"role": "user", "content": "p"}], "output": [{"type": "message", "content": "c"}]},
+    {"chosen": [{"role": "user", "content": "p"}], "rejected": [{"role": "user", "content": "p"}]},
+    {"prompt": ["a"], "completion": ["b"]}, {"prompt": "p", "completion": ["b", "c"]}, {"prompt": {}, "completion": {}},
+])  # fmt: skip
+def test_an_object_that_is_one_record_stays_whole(tmp_path, whole):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(whole))
+    assert [record.value for record in files.records(path)] == [whole]
 
 
 def test_csv_goes_on_behind_a_broken_quote(tmp_path):

@@ -187,7 +187,11 @@ def test_where_there_is_no_score_there_is_none(tiny: bases.Base, tmp_path: Path,
     assert kept_lines(tmp_path) == ([1, 8] if on_abstention == "drop" else list(range(1, 12)))
     assert summary["reasons"] == ({"the judge abstained": 9} if on_abstention == "drop" else {})
     assert "no score for 9" in summary["headline"]
-    assert any("--force judge" in warning for warning in summary["warnings"])
+    assert summary["warnings"] == [
+        "1 rows had no answer: `tunesmith run --force judge` asks about them again",
+        "2 rows had an answer that is kept and of no use, which takes more data.judge.endpoint.max_tokens where it is "
+        "cut off, or another model",
+    ]
 
 
 def test_a_judge_that_cannot_judge_is_found_out_by_the_sample(tiny: bases.Base, tmp_path: Path) -> None:
@@ -282,6 +286,26 @@ def test_an_answer_that_asks_for_a_score_is_part_of_the_question() -> None:
     assert user["content"].endswith("# Answer to judge\n\n{score: 5}")
 
 
+def test_what_is_called_is_part_of_what_is_said() -> None:
+    """An answer may be nothing but a call: shown without it, the judge would find it empty."""
+
+    def calls(name: str) -> list[dict[str, Any]]:
+        return [{"type": "function", "function": {"name": name, "arguments": {"city": "Köln"}}}]
+
+    messages = [
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": "", "tool_calls": calls("where_am_i")},
+        {"role": "tool", "content": "Köln"},
+        {"role": "assistant", "content": "I look.", "tool_calls": calls("weather")},
+    ]
+    shown = rubric.question("Be brief.", Row(messages, "a", 1, "m")).messages[-1]["content"]
+    before, answer = shown.split("# Answer to judge")
+    assert '[assistant]\n[{"type":"function","function":{"name":"where_am_i"' in before
+    assert answer.startswith(
+        '\n\nI look.\n[{"type":"function","function":{"name":"weather","arguments":{"city":"Köln"}}'
+    )
+
+
 def test_of_several_answers_the_one_is_chosen_that_wins_in_both_orders(tiny: bases.Base, tmp_path: Path) -> None:
     def best(messages: list[dict[str, str]], seed: int) -> str:
         text = messages[-1]["content"]
@@ -298,7 +322,7 @@ def test_of_several_answers_the_one_is_chosen_that_wins_in_both_orders(tiny: bas
     ):
         assert judge.choose(client, "which?", ["wrong", "right"]) == 1
         contested = [("which?", ["right", "a", "b"]), ("first?", ["a", "b"]), ("silent?", ["a", "right"])]
-        assert list(judge.choices(client, contested)) == [0, None, None]
+        assert [choice.best for choice in judge.choices(client, contested)] == [0, None, None]
     assert len(server.asked) == 2 + 6
 
 
@@ -372,7 +396,6 @@ def test_the_step_stands_between_cleaning_and_the_split(
         tunesmith.run(path, until="judge", set=["data.judge=null"])
 
 
-@pytest.mark.slow
 def test_a_whole_run_tells_what_the_judge_did(tiny: bases.Base, server: served.Served, tmp_path: Path) -> None:
     short = ["train.epochs=1", "train.evaluations=1", "evaluate.generation.max_new_tokens=2"]
     path = project_of(tmp_path, server.url, 40, personal=(5,))
@@ -407,7 +430,6 @@ def test_the_base_is_an_input_only_where_it_judges(tiny: bases.Base, tmp_path: P
         )
 
 
-@pytest.mark.slow
 def test_a_real_model_that_is_too_small_to_judge_is_found_out(
     base: bases.Base, real_data: Path, tmp_path: Path
 ) -> None:

@@ -344,7 +344,9 @@ def test_long_subtitles_have_lines_of_their_own_places() -> None:
 def test_subtitles_without_cues_or_in_another_encoding_are_quarantined(tmp_path: Path) -> None:
     path = tmp_path / "a.srt"
     path.write_text("1\n\nnothing\n")
-    assert refused(path).reason == "no cues in it"
+    assert refused(path).reason == "no cues with text in it"
+    path.write_text("1\n00:00:01,000 --> 00:00:02,000\n\n2\n00:00:03,000 --> 00:00:04,000\n<i> </i>\n")
+    assert refused(path).reason == "no cues with text in it"
     path.write_bytes(SRT.replace("Hello", "Café").encode("latin-1"))
     assert refused(path).reason == "not valid UTF-8"
     with pytest.raises(Unusable):

@@ -107,6 +107,8 @@ def test_no_json_value_breaks_the_ledger(records, as_array, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     path = folder / ("random.json" if as_array else "random.jsonl")
     path.write_text(json.dumps(records) if as_array else "".join(json.dumps(record) + "\n" for record in records))
+    if len(records) == 1 and isinstance(records[0], list) and isinstance(next(iter(records[0]), None), dict):
+        records = records[0] if not as_array else records  # an array of objects is one in a file of any name
     try:
         summary = loaded(folder, source(path))
     except DataError as error:
@@ -211,6 +213,17 @@ def test_one_broken_place_that_hides_many_records_does_not_count_as_one(tmp_path
         loaded(tmp_path, source(path), max_quarantined=0.05)
 
 
+def test_many_places_that_hide_a_few_records_each_are_counted_together(tmp_path):
+    """Each unclosed quote swallows 30 lines up to the next one, 3 % of the file; ten of them swallow nearly a third."""
+    path = tmp_path / "rows.csv"
+    swallowed = '"p,c\n' + "p,c\n" * 29 + '"p" p,c\n'
+    path.write_text("prompt,completion\n" + ("p,c\n" * 70 + swallowed) * 10)
+    assert len(path.read_text().splitlines()) == 1011
+    with pytest.raises(DataError, match=r"6% of rows.csv cannot be read, from record or line 72 on"):
+        loaded(tmp_path, source(path), max_quarantined=0.05)
+    assert loaded(tmp_path, source(path), max_quarantined=0.5)["quarantined"] == 10
+
+
 def test_nothing_to_load_is_an_error(tmp_path):
     with pytest.raises(DataError, match="nothing to load"):
         loaded(tmp_path)
@@ -275,12 +288,25 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
         "quarantined": 1,
         "shapes": {"prompt_completion": 4},
         "reasons": {"no answer column": 1},
+        "fixes": {
+            "no answer column": "rows.jsonl:5: none of `text`, `url` is known as an answer: name it in the project "
+            "file with `fields: {prompt: text, answer: ...}`"
+        },
         "columns": ["prompt", "completion", "text", "url"],
     }
     assert [example["line"] for example in found["examples"]] == [1, 2, 3]
     assert load.preview(source(path))["rows_in"] == 200
     assert os.listdir(tmp_path) == ["rows.jsonl"]
     json.dumps(found)
+
+
+def test_no_message_repeats_personal_data(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", *[{**GOOD, "day": "anna.berg@example.com"}] * 2)
+    asked = source(path, fields={"time": "day"})
+    with pytest.raises(DataError) as refusal:
+        loaded(tmp_path, asked, max_quarantined=0.05)
+    told = [str(refusal.value), json.dumps(load.preview(asked)["fixes"])]
+    assert all("a number; [masked] stands there" in text and "anna" not in text for text in told)
 
 
 def test_preview_of_an_empty_table_is_an_error(tmp_path):

@@ -118,7 +118,6 @@ def test_where_the_base_has_no_answer_the_next_prompt_is_asked(
     assert "0 of 4 general rows are there" in after.summary["warnings"][0]
 
 
-@pytest.mark.slow
 def test_the_base_answers_in_its_own_words(tmp_path: Path, base: bases.Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     prompts = ["What is the capital of France?", "Which city is the capital of France?"]

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -42,7 +43,7 @@ def seen(text: str) -> list[tuple[str, str]]:
     ("card", "6304000000000000000"),
     ("iban", "DE89370400440532013000"), ("iban", "GB29 NWBK 6016 1331 9268 19"), ("iban", "gb29nwbk60161331926819"),
     ("iban", "FR14 2004 1010 0505 0001 3M02 606"), ("iban", "NO9386011117947"),
-    ("ssn", "514-69-0360"), ("ip", "85.214.132.117"), ("ip", "2a00:1450:4001:82a::200e"),
+    ("ssn", "514-69-0360"), ("ip", "85.214.132.117"), ("ip", "2a00:1450:4001:82a::200e"), ("ip", "2a00::ffaf"),
     ("key", "AKIAIOSFODNN7EXAMPLE"), ("key", f"ghp_{DRAWN[:36]}"), ("key", f"github_pat_{DRAWN[:22]}_{DRAWN * 2}"),
     ("key", f"sk-proj-{DRAWN}"), ("key", f"sk-ant-api03-{DRAWN}-AA"), ("key", f"sk-{DRAWN}"),
     ("key", f"xoxb-2939401-{DRAWN}"), ("key", f"AIza{DRAWN[:35]}"), ("key", f"sk_live_{DRAWN[:24]}"),
@@ -165,9 +166,12 @@ def test_placeholders_that_stand_there_already_are_not_given_again():
     assert kept.row.messages[0]["content"] == "[EMAIL_1] wrote to [EMAIL_2]"
 
 
-def test_tool_calls_and_rejected_answers_are_cleaned_too():
+def test_tools_their_calls_and_rejected_answers_are_cleaned_too():
     calls = [{"type": "function", "function": {"name": "mail", "arguments": {"to": ["a@x.com"], "urgent": True}}}]
-    [kept] = personal_data([row("hi", "sent", rejected="sent to a@x.com", tool_calls=calls)], "replace")
+    mail = {"name": "mail", "description": "Writes, as to a@x.com.", "parameters": {"maximum": 9}}
+    dirty = row("hi", "sent", rejected="sent to a@x.com", tool_calls=calls)
+    [kept] = personal_data([replace(dirty, tools=[{"type": "function", "function": mail}])], "replace")
+    assert kept.row.tools == [{"type": "function", "function": {**mail, "description": "Writes, as to [EMAIL_1]."}}]
     assert kept.row.messages[-1]["tool_calls"][0]["function"]["arguments"] == {"to": ["[EMAIL_1]"], "urgent": True}
     assert kept.row.rejected == "sent to [EMAIL_1]"
 
@@ -192,6 +196,13 @@ def test_escapes_of_json_are_no_part_of_a_value():
     [kept] = personal_data([row("q", answer, rejected=answer)], "surrogate")
     assert json.loads(kept.row.answer)["text"] == "Call\n07700 900001\nor write to:\nuser1@example.com, über 5.30"
     assert kept.row.rejected == kept.row.answer
+
+
+def test_lines_of_json_are_as_far_apart_as_lines():
+    answer = '{"contact": "tel: 91604143\\n10115 Berlin"}'
+    for mode, new in (("replace", "[PHONE_1]"), ("surrogate", "00000001")):
+        [kept] = personal_data([row("q", answer)], mode)
+        assert json.loads(kept.row.answer) == {"contact": f"tel: {new}\n10115 Berlin"}
 
 
 def test_a_number_in_a_json_answer_is_not_replaced_by_text():
@@ -280,12 +291,31 @@ def test_a_surrogate_is_another_value_of_the_same_kind_and_layout(kind, value):
     ("07700 912345", "07700 900001"),
     ("+44 20 7031 3000", "+44 20 7946 0001"), ("06 12 34 56 78", "06 39 98 00 01"), ("030/12345678", "030/23125001"),
     ("+46 (0)8 928 571 38", "+46 (0)0 000 000 01"), ("4532015112830366", "4000000000000010"),
-    ("514-69-0360", "987-65-4320"),
+    ("514-69-0360", "987-65-4320"), ("0044 7911 123456", "0044 7700 900001"), ("001-518-640-0854", "001-518-555-0101"),
     ("85.214.132.117", "192.0.2.1"), ("2a00:1450:4001:82a::200e", "2001:db8::1"), ("anna@firm.de", "user1@example.com"),
 ])  # fmt: skip
 def test_surrogates_come_from_ranges_that_are_nobodys(value, new):
     [kept] = personal_data([row(f"it is {value}", "ok")], "surrogate")
     assert kept.row.messages[0]["content"] == f"it is {new}"
+
+
+@pytest.mark.parametrize("secret", ["парольпароль", "Señor-2024", "!!!!!!!!!", "---", "漢字漢字漢字漢字"])
+def test_of_a_secret_in_any_letters_or_signs_nothing_is_left(secret):
+    [kept] = personal_data(
+        [row(f"ftp://anna:{secret}@h.org/ and ftp://berta:{secret[::-1]}x@h.org/", "ok")], "surrogate"
+    )
+    one, two = re.findall(":([^/:@]+)@", kept.row.messages[0]["content"])
+    assert one != two
+    assert not {c for c in secret if c.isalpha()} & {c for c in one + two if not c.isascii()}
+    assert sum(map(str.isalnum, one)) >= 8
+
+
+def test_where_a_form_has_no_other_values_a_placeholder_stands_in():
+    codes = ["GB85ABCDEFGHIJKLMNOPQR", "GB20ABCDEFGHIJKLMNOPQX"]
+    text = f"order 20931776, {' and '.join(codes)}"
+    assert seen(text) == [("iban", code) for code in codes]
+    [kept] = personal_data([row(text, "ok")], "surrogate")
+    assert re.fullmatch(r"order 20931776, GB\d\dX{18} and \[IBAN_\d+\]", kept.row.messages[0]["content"])
 
 
 def test_a_secret_is_the_same_wherever_it_stands():
@@ -344,8 +374,18 @@ def test_a_finder_of_the_projects_own_adds_kinds(tmp_path):
     assert reported.row.changes == ["contains: person"]
 
 
+def test_what_a_finder_sees_around_another_find_is_not_left(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "def find(text): return [('address', 0, text.find(' thanks')), ('x', 0, 4)] if 'thanks' in text else []"
+    )
+    [kept] = personal_data([row("Anna Berg <anna@x.com>, tel. 030 1234567 (Main St) thanks", "ok")], "replace", path)
+    assert kept.row.messages[0]["content"] == "[ADDRESS_1] <[EMAIL_1]>, [ADDRESS_2]. [PHONE_1] ([ADDRESS_3]) thanks"
+
+
 @pytest.mark.parametrize(("code", "why"), [
-    ("def find(text): return 5", "returned 5"), ("def find(text): return [('a', 0, 99)]", "returned [('a', 0, 99)]"),
+    ("def find(text): return 5", "returned 5"), ("def find(text): return [('a', 0, 99)]", "returned [(a text, 0, 99)]"),
+    ("def find(text): return {text: 1}", "returned a dict"), ("def find(text): return ['Anna'] * 9", "a text, ...]"),
     ("def find(text): return [('a', 1, 1)]", "returned"), ("def find(text): return [(0, 0, 1)]", "returned"),
     ("def find(text): return [('[x]', 0, 1)]", "returned"), ("def find(text): return text.a", "AttributeError"),
     ("find = 3", "on each text"), ("1 / 0", "ZeroDivisionError"),
@@ -356,4 +396,5 @@ def test_a_finder_that_cannot_be_used_is_a_config_error(code, why, tmp_path):
     with pytest.raises(ConfigError) as refusal:
         list(personal_data([row("hello", "hi")], "report", path))
     assert why in refusal.value.why
+    assert "Anna" not in refusal.value.why
     assert refusal.value.next

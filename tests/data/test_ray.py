@@ -36,6 +36,7 @@ def kept(folder: Path, *arguments: str) -> list[bytes]:
     return [(steps[name.split("/")[0]] / f"{name.split('/')[1]}.jsonl").read_bytes() for name in names]
 
 
+@pytest.mark.slow
 def test_a_cluster_keeps_the_same_rows(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     assert kept(tmp_path / "there", "--ray", "local") == kept(tmp_path / "here")

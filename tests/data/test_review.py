@@ -49,6 +49,14 @@ def test_what_waits_is_written_prompt_by_prompt_and_decisions_bring_it_back(clea
     assert [line["line"] for line in store.read_jsonl(tmp_path / "out/review.jsonl")] == [2, 4]
 
 
+def test_an_editor_may_add_its_mark_and_its_ends_of_lines(clean, tmp_path):
+    clean()
+    text = (tmp_path / "out/review.jsonl").read_text().replace('"keep":null', '"keep":true').replace("\n", "\r\n")
+    (tmp_path / "decided.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
+    clean(reviewed=str(tmp_path / "decided.jsonl"))
+    assert kept(tmp_path) == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("line", ["no JSON", "[1]", '{"id": "00"}', '{"id": "xyz", "keep": true}',
                                   '{"id": "00", "keep": "yes"}', '{"id": 3, "keep": 1}'])  # fmt: skip
 def test_a_line_that_decides_nothing_is_named(clean, tmp_path, line):

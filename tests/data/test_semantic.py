@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tunesmith.core import store
 from tunesmith.core.clean_section import Clean
 from tunesmith.core.config import load_project
 from tunesmith.core.errors import ConfigError, ResourceError
+from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import pipeline, semantic
@@ -147,8 +149,9 @@ def test_paraphrases_and_hard_negatives_by_cosine():
 class Server:
     """An /embeddings that counts letters, real HTTP, and a list of what it does wrong before it answers."""
 
-    def __init__(self, faults: list[Any] | None = None) -> None:
+    def __init__(self, faults: list[Any] | None = None, retry_after: str = "0") -> None:
         self.url, self.faults, self.asked, self.keys = "", faults or [], [], []
+        self.retry_after, self.dimensions = retry_after, 26
 
     @contextmanager
     def running(self) -> Iterator["Server"]:
@@ -162,10 +165,9 @@ class Server:
                     server.asked.append((self.path, body))
                     server.keys.append(self.headers["Authorization"])
                 if isinstance(fault, int):
-                    return self.answer(fault, {"error": {"message": "no"}}, {"Retry-After": "0"})
-                vectors = [
-                    [text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in body["input"]
-                ]
+                    return self.answer(fault, {"error": {"message": "no"}}, {"Retry-After": server.retry_after})
+                letters = "" if fault == "empty" else "abcdefghijklmnopqrstuvwxyz"[: server.dimensions]
+                vectors = [[text.lower().count(letter) for letter in letters] for text in body["input"]]
                 data = [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
                 self.answer(200, {"data": data[1:] if fault == "short" else list(reversed(data))})
 
@@ -212,11 +214,40 @@ def test_a_server_gives_vectors_once(clean, monkeypatch):
         assert [body["input"] for _, body in server.asked[1:]] == [["a new one"]]
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "short"])
-def test_a_passing_fault_is_waited_out(clean, fault):
+@pytest.mark.parametrize("fault", [429, 500, 503, "short", "empty"])
+def test_a_passing_fault_is_waited_out_and_told_of_once(clean, fault, capsys):
     with Server([fault, fault]).running() as server:
         assert 3 in clean(ROWS, by(server))[1]
         assert len(server.asked) == 3
+    assert capsys.readouterr().err.count("asking again, up to 6 times each") == 1
+
+
+def test_a_server_that_says_to_come_back_tomorrow_is_not_waited_for(clean):
+    with Server([429], "86400").running() as server, pytest.raises(ResourceError, match="does not answer") as caught:
+        clean(ROWS, by(server))
+    assert "come again in 1,440 minutes" in caught.value.why
+
+
+def test_vectors_of_another_model_under_the_same_name_are_not_mixed(clean):
+    with Server().running() as server:
+        clean(ROWS, by(server))
+        server.dimensions = 20
+        with pytest.raises(ResourceError, match="vectors of 26 and of 20 numbers") as caught:
+            clean([*ROWS, row("a new one", 5)], by(server))
+        assert "embeddings, then run" in caught.value.next
+
+
+def test_a_signal_ends_a_wait_for_vectors(clean):
+    def interrupted(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with Server([429], "60").running() as server, pytest.raises(Interrupted):
+            clean(ROWS, by(server))
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(("faults", "kind", "words"), [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tunesmith.core.data_section import Fields
+from tunesmith.core.data_section import Fields, Source
 from tunesmith.data import shapes
 from tunesmith.data.values import Unusable
 
@@ -73,6 +73,18 @@ def test_context_is_part_of_the_prompt():
     assert turns({"question": "q", "context": "x", "answer": "a"}) == [("user", "q\nx"), ("assistant", "a")]
 
 
+def test_no_part_of_a_prompt_is_left_out_in_silence():
+    for record in ({"prompt": "p", "input": "x", "completion": "c"}, {"prompt": "p", "context": "x", "output": "c"},
+                   {"prompt": "p", "input": "x", "chosen": "c", "rejected": "w"}):  # fmt: skip
+        assert turns(record) == [("user", "p\nx"), ("assistant", "c")]
+    assert turns({"prompt": "p", "history": [["a", "b"]], "response": "c"})[:2] == [("user", "a"), ("assistant", "b")]
+    assert turns({"prompt": [P], "input": "", "completion": "c"}) == [("user", "p"), ("assistant", "c")]
+    for record in ({"question": "q", "input": "x", "output": "c"}, {"query": "q", "input": "x", "output": "c"}):
+        with pytest.raises(Unusable, match="several columns could be the answer"):
+            read(record)
+    assert turns({"question": "q", "output": "c"}) == [("user", "q"), ("assistant", "c")]
+
+
 def test_system_columns():
     assert turns({"system_prompt": "s", "question": "q", "response": "a"})[0] == ("system", "s")
     assert turns({"system": "", "conversations": [HUMAN, GPT]})[0] == ("user", "p")
@@ -88,11 +100,18 @@ def test_system_columns():
     {"messages": [P], "chosen": [C], "rejected": [{"role": "assistant", "content": " w "}]},
     {"chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
     {"prompt": "p", "chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
+    {"prompt": "p", "chosen": json.dumps(GPT), "rejected": json.dumps(WORSE)},
+    {"chosen": json.dumps([HUMAN, GPT]), "rejected": json.dumps([HUMAN, WORSE])},
     {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: w"},
 ])  # fmt: skip
 def test_preference_pairs(record):
     found = read(record)
     assert (found.shape, found.messages, found.rejected) == ("preference", [P, C], "w")
+
+
+def test_answers_that_are_json_stay_as_they_are():
+    found = read({"prompt": "p", "chosen": '{"value": 1}', "rejected": "{broken"})
+    assert (found.messages[-1]["content"], found.rejected) == ('{"value": 1}', "{broken")
 
 
 def test_a_transcript_keeps_every_turn():
@@ -152,6 +171,48 @@ def test_fields_go_before_every_shape():
     assert read(record, {"system": "mine"}).shape == "alpaca"
     pair = read({"q": "p", "chosen": "c", "rejected": "w"}, {"prompt": "q"})
     assert (pair.shape, pair.messages, pair.rejected) == ("fields", [P, C], "w")
+    asked = {"talk": [HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": WORSE}
+    pair = read(asked, {"messages": "talk"})
+    assert (pair.messages, pair.rejected) == ([P, C, P, C], "w")
+    assert read({**asked, "talk": [HUMAN, GPT]}, {"messages": "talk"}).messages == [P, C]
+
+
+def test_a_column_that_fields_name_plays_that_part_alone():
+    """Read as a system message or as tools too, an answer would stand in its own prompt."""
+    assert turns({"q": "p", "system": "c"}, {"prompt": "q", "answer": "system"}) == [("user", "p"), ("assistant", "c")]
+    found = read({"q": "p", "tools": [{"name": "f"}]}, {"prompt": "q", "answer": "tools"})
+    assert (found.tools, found.messages) == ([], [P, {"role": "assistant", "content": '[{"name": "f"}]'}])
+    assert turns({"q": "p", "tools": "saw"}, {"prompt": "q", "answer": "tools"})[-1] == ("assistant", "saw")
+    named = {"system": "who", "prompt": "system", "answer": "a"}
+    assert turns({"who": "s", "system": "p", "a": "c"}, named) == [("system", "s"), ("user", "p"), ("assistant", "c")]
+
+
+def test_an_answer_that_is_labelled_as_bad_stays_out_where_fields_name_the_columns():
+    record = {"ask": "p", "tell": "c", "label": False}
+    with pytest.raises(Unusable, match="answer labelled as bad"):
+        read(record, {"prompt": "ask", "answer": "tell"})
+    with pytest.raises(Unusable, match="answer labelled as bad"):
+        read({"talk": [HUMAN, GPT], "kto_tag": "False"}, {"messages": "talk"})
+    assert turns({**record, "label": True}, {"prompt": "ask", "answer": "tell"}) == [("user", "p"), ("assistant", "c")]
+    assert turns(record, {"prompt": "ask", "answer": "label"})[-1] == ("assistant", "false")
+    assert turns({"ask": "p", "label": False}, {"prompt": "ask"})[-1] == ("assistant", "false")
+
+
+@pytest.mark.parametrize(("fields", "told"), [
+    ({"prompt": "a", "answer": "a"}, "`a` is named twice"), ({"system": "a", "messages": "a"}, "`a` is named twice"),
+    ({"messages": "a", "answer": "b"}, "`answer` is not read beside `messages`"),
+    ({"messages": "a", "prompt": "b"}, "`prompt` is not read beside `messages`"),
+])  # fmt: skip
+def test_fields_that_contradict_one_another_are_refused(fields, told, tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=told):
+        Source.model_validate({"path": str(tmp_path / "a.jsonl"), "fields": fields})
+
+
+def test_a_system_message_may_be_written_in_parts():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert turns({"system": parts, "messages": [P, C]})[0] == ("system", "one\ntwo")
+    assert turns({"system": {"a": 1}, "messages": [P, C]})[0] == ("system", '{"a": 1}')
 
 
 @pytest.mark.parametrize(("fields", "reason"), [

@@ -170,6 +170,7 @@ def alone(tiny: Base, dataset: Artifact) -> Callable[[str], tuple[Any, Log]]:
     return functools.cache(lambda name: trained(case(*CASES[name]), folder, dataset.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sharding"),
     [*((name, "none") for name in CASES), *((name, "fsdp2") for name in SHARDED)],
@@ -190,6 +191,7 @@ def test_two_processes_learn_what_one_learns(
         assert apart <= (1e-3 if name == "stopped" else 3e-5), key  # Adam enlarges small ones, a wild rate much more
 
 
+@pytest.mark.slow
 def test_the_run_that_stops_early_stops_in_all_processes(alone: Callable[[str], tuple[Any, Log]]) -> None:
     """They would wait for each other for ever otherwise; that it is the same step is compared above."""
     outcome, _ = alone("stopped")
@@ -197,6 +199,7 @@ def test_the_run_that_stops_early_stops_in_all_processes(alone: Callable[[str], 
     assert outcome.steps < outcome.planned_steps
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_to_the_same_bits(together: Together) -> None:
     (whole, best), (resumed, again) = together["whole"], together["resumed"]
     assert len(resumed) < len(whole)
@@ -223,6 +226,7 @@ def test_sharded_processes_make_equally_many_passes() -> None:
     assert Processes(0, 2).passes([0, 1, 2, 3], rows, 20) == [([0], True)]
 
 
+@pytest.mark.slow
 def test_a_training_step_in_two_processes_leaves_what_one_leaves(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:
     one = training_step(tmp_path / "one", tiny, dataset)
     two = training_step(tmp_path / "two", tiny, dataset, processes=2, sharding="fsdp2", trackers=["tensorboard"])
@@ -238,6 +242,7 @@ def test_a_training_step_in_two_processes_leaves_what_one_leaves(tiny: Base, dat
     assert not list((tmp_path / "two/unfinished").iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_after_an_interruption(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:
     kept = tmp_path / "unfinished/train"
 
@@ -266,6 +271,7 @@ def test_a_pass_that_is_too_large_for_a_part_of_the_model_is_explained() -> None
     assert "train.micro_batch_tokens" in error.value.next
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_in_two_processes_is_explained(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         training_step(tmp_path, tiny, dataset, learning_rate=1e30, method="lora", processes=2)

@@ -283,6 +283,7 @@ def test_a_peak_is_looked_for_where_the_system_does_not_tell_it(monkeypatch: pyt
     assert all(thread.name != "memory" for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "micro", "batch"), [("lora", 300, 900), ("full", 500, 1000)])
 def test_the_forecast_holds(base: Base, dataset: Artifact, method: str, micro: int, batch: int) -> None:
     """On the real model, in a process of its own. How near it comes is measured by bench/memory.py; this finds what

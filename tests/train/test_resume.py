@@ -107,6 +107,7 @@ def moment(draw: random.Random, kept: Path) -> None:
             until(lambda: time.monotonic() >= end or newest_step(kept) >= begun + 4)
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_nothing(forks: Forks, tiny: Base, dataset: Artifact, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert forks.ask(wait=forks.ask(**training(tiny, dataset, whole, 5))) == 0, Path(f"{whole}.log").read_text()

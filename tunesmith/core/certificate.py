@@ -29,14 +29,18 @@ def require(folder: Path) -> dict[str, Any]:
     again = "tunesmith run --force split, to split the rows anew"
     if not (folder / _NAME).is_file():
         raise DataError(f"{folder} has no certificate", "nothing says that training does not know the exam", again)
-    certificate: dict[str, Any] = store.read_json(folder / _NAME)
-    for name, digest in certificate["files"].items():
+    try:
+        certificate: dict[str, Any] = store.read_json(folder / _NAME)
+        files, leaks = certificate["files"].items(), int(certificate["leaks"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise DataError(f"{folder / _NAME} is damaged", "it is not as it was written", again) from None
+    for name, digest in files:
         if not (folder / name).is_file() or store.digest(folder / name) != digest:
             raise DataError(
                 f"{folder / name} is not the file that was certified",
                 "it was changed or removed since, so nothing says that training does not know the exam",
                 again,
             )
-    if certificate["leaks"]:
-        raise DataError(f"{certificate['leaks']:,} rows of the exam are known to training", f"so {_NAME} says", again)
+    if leaks:
+        raise DataError(f"{leaks:,} rows of the exam are known to training", f"so {_NAME} says", again)
     return certificate

@@ -35,6 +35,17 @@ class Fields(Section):
     `contradictions: newest` goes by."""
 
 
+def _one_part_each(fields: Fields) -> Fields:
+    for part in ("prompt", "answer"):
+        if fields.messages and fields.model_dump()[part]:
+            raise ValueError(f"`{part}` is not read beside `messages`, which hold the whole conversation: take one out")
+    said = [name for name in (fields.prompt, fields.answer, fields.system, fields.messages) if name]
+    twice = next((name for name in said if said.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"`{twice}` is named twice, and a column plays one part: name another one")
+    return fields
+
+
 class Source(Section):
     """Files of examples."""
 
@@ -42,7 +53,7 @@ class Source(Section):
     """A file, a folder with all that is below it, or a glob such as `logs/**/*.jsonl`: JSONL, JSON, CSV, TSV or
     Parquet, also compressed. `hf://ORG/NAME`, which `@REVISION`, `/FILE` and `:SPLIT` can follow, is a data set of the
     hub. `${NAME}` stands for an environment variable."""
-    fields: Fields = Fields()
+    fields: Annotated[Fields, AfterValidator(_one_part_each)] = Fields()
     """Column names, where tunesmith does not find them by itself."""
     convert: InputFile | None = None
     """A Python file with `convert(record) -> record`, called on each record first. What it imports is not watched."""

@@ -9,14 +9,16 @@ is a project's own output.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import glob
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core import hub, store
+from tunesmith.core.errors import DataError
 
 _LOOKED_AT = 10_000  # files among which a name is looked for that was meant
 
@@ -27,13 +29,12 @@ def files(path: Path) -> dict[str, Path]:
         return dict(hub.fetch(hub.address(path)).files)
     if is_glob(path):
         root, pattern = _fixed(path)
-        names = glob.glob(pattern, root_dir=root, recursive=True)
-        found = [(name, root / name) for name in names if not _in_output(root, name)]
+        found = [(name, root / name) for name in _matching(root, pattern) if not _in_output(root, name)]
     elif path.is_dir():
-        found = [(str(one.relative_to(path)), one) for one in _below(path, {os.path.realpath(path)})]
+        found = [(str(one.relative_to(path)), one) for one in _below(path)]
     else:
         return {path.name: path}
-    return {name: one for name, one in sorted(found, key=_by_folders) if not one.is_dir()}
+    return {name: one for name, one in sorted(found, key=_by_folders) if one.is_file() or _is_dead_link(one)}
 
 
 def is_glob(path: Path) -> bool:
@@ -62,8 +63,15 @@ def identity(path: Path) -> Any:
         found = hub.cached(address := hub.address(path))
         return {"hub": str(address), "commit": found.commit if found else None}
     if is_one_file(path):
-        return {"file": path.name, "sha256": store.digest(path)}
-    return {name: {"file": name, "sha256": store.digest(one)} for name, one in files(path).items()}
+        return _identity(path.name, path)
+    return {name: _identity(name, one) for name, one in files(path).items()}
+
+
+def _identity(name: str, file: Path) -> dict[str, str]:
+    try:
+        return {"file": name, "sha256": store.digest(file)}
+    except OSError as error:
+        raise DataError(f"{name} cannot be opened", error.strerror or str(error), f"check {file}") from None
 
 
 def fault(path: Path) -> str | None:
@@ -76,17 +84,29 @@ def fault(path: Path) -> str | None:
         root, pattern = _fixed(path)
         if not root.is_dir():
             return f"no such folder: {root}{_meant(root.name, _names(root.parent))}"
-        if files(path):
-            return None
-        below = [str(one.relative_to(root)) for one in itertools.islice(_below(root, set()), _LOOKED_AT)]
+        if found := files(path):
+            return _misnamed(found)
+        below = [str(one.relative_to(root)) for one in itertools.islice(_below(root), _LOOKED_AT)]
         return f"nothing matches {path}{_meant(pattern, below, 0.3) or (f'; {root} is empty' if not below else '')}"
     if path.is_dir():
-        if files(path):
-            return None
+        if found := files(path):
+            return _misnamed(found)
         others = [name for name in _names(path.parent) if (path.parent / name) != path]
         return f"{path} holds no file{_meant(path.name, others)}"
+    if _is_dead_link(path):
+        return f"{path} is a link, and {path.readlink()} is not there"
     if not path.exists():
         return f"no such file: {path}{_meant(path.name, _names(path.parent))}"
+    if not path.is_file():
+        return f"{path} is neither a file nor a folder: write what it gives to a file"
+    return _misnamed([str(path)])
+
+
+def _misnamed(names: Iterable[str]) -> str | None:
+    for name in names:
+        told = name.encode(errors="replace").decode()
+        if told != name:
+            return f"the name of {told} is not UTF-8: rename it"
     return None
 
 
@@ -110,18 +130,57 @@ def _fixed(path: Path) -> tuple[Path, str]:
     return Path(*parts[:length]), str(Path(*parts[length:]))
 
 
-def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """All files below a folder. Links are followed, each folder once; one that leads nowhere is told as a file is."""
-    for entry in os.scandir(folder):
-        one = folder / entry.name
-        if entry.name.startswith("."):
+def _matching(root: Path, pattern: str) -> Iterator[str]:
+    """The names that a glob matches. (Where links go round, `glob` itself follows `**` without end.)"""
+    parts = Path(pattern).parts
+    if "**" not in parts or not root.is_dir():
+        yield from glob.iglob(pattern, root_dir=root)
+        return
+    for one in _below(root, hidden=any(map(_is_hidden, parts))):
+        name = one.relative_to(root)
+        if _matches(name.parts, parts):
+            yield str(name)
+
+
+def _matches(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Whether the folders and the file of a name are what a glob's parts say, where `**` is any number of folders. What
+    is hidden is matched by a part that begins with a dot alone."""
+    if not names or not parts:
+        return names == parts
+    if parts[0] == "**":
+        ends = len(names) == len(parts) == 1
+        goes_on = not _is_hidden(names[0]) and (ends or _matches(names[1:], parts))
+        return goes_on or _matches(names, parts[1:])
+    shown = _is_hidden(parts[0]) or not _is_hidden(names[0])
+    return shown and fnmatch.fnmatchcase(names[0], parts[0]) and _matches(names[1:], parts[1:])
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _below(folder: Path, hidden: bool = False) -> Iterator[Path]:
+    """All files below a folder. Links are followed when all else is read, each folder once; one that leads nowhere is
+    told as a file is."""
+    folders, links, seen = [folder], list[Path](), set[str]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen:
             continue
-        if entry.is_dir():
-            real = os.path.realpath(one)
-            if real not in seen and not _is_output(one):
-                yield from _below(one, seen | {real})
-        elif entry.is_file() or entry.is_symlink():
-            yield one
+        seen.add(real)
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            one = folder / entry.name
+            if _is_hidden(entry.name) and not hidden:
+                continue
+            if not entry.is_dir():
+                yield one
+            elif not _is_output(one):
+                (links if entry.is_symlink() else folders).append(one)
+
+
+def _is_dead_link(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _in_output(root: Path, name: str) -> bool:

@@ -148,10 +148,14 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
     return max(outcomes, key=["PASS", "NOT ENOUGH DATA", "FAIL"].index)
 
 
+def words_of(text: str) -> list[str]:
+    """Runs of word characters in lower case."""
+    return text.translate(_ASCII_WORDS).split() if text.isascii() else _WORDS.findall(text.casefold())
+
+
 def normalised(text: str) -> str:
-    """Lower case, runs of non-word characters as one space: what makes prompts equal. Text without words stays."""
-    words = text.translate(_ASCII_WORDS).split() if text.isascii() else _WORDS.findall(text.casefold())
-    return " ".join(words) or text.strip()
+    """The text's words with one space between them: what makes prompts equal. Text without words stays."""
+    return " ".join(words_of(text)) or text.strip()
 
 
 def content_id(value: Any) -> str:

@@ -16,20 +16,24 @@ from tunesmith.core import hub, inputs
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
-    """Paths in the file are relative to it; ~ is the home folder, ${NAME} an environment variable."""
+    """Paths in the file are relative to it; ~ is the home folder, ${NAME} an environment variable. One that exists as
+    it is written needs neither."""
+    root: Path = (info.context or {}).get("root", Path.cwd())
+    if os.path.exists(root / path):
+        return root / path
     missing = [name for name in re.findall(r"\$\{(\w+)\}", str(path)) if name not in os.environ]
     if missing:
         raise ValueError(f"the environment variable {missing[0]} is not set; this path begins there")
     if hub.is_address(path):
         return path
-    root: Path = (info.context or {}).get("root", Path.cwd())
     return root / os.path.expandvars(os.path.expanduser(path))
 
 
 def _existing(path: Path) -> Path:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one file")
-    return _some(path)
+    _some(path)
+    if not inputs.is_one_file(path):
+        raise ValueError(f"{inputs.shown(path)} is not one file but many; name one file")
+    return path
 
 
 def _some(path: Path) -> Path:

@@ -19,7 +19,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.core.errors import ConfigError
+from tunesmith.core.errors import ConfigError, settings_named
 from tunesmith.core.records import normalised
 from tunesmith.data import files, shapes, similar, sketches
 from tunesmith.data.traits import Finding, Hashes, Places, Ruling, Traits
@@ -44,6 +44,11 @@ class Questions:
 
 def read(paths: Sequence[Path]) -> Questions:
     """Raises ConfigError for a file without a single question, DataError for one that cannot be read at all."""
+    with settings_named({"data.sources": "data.clean.benchmarks"}):
+        return _read(paths)
+
+
+def _read(paths: Sequence[Path]) -> Questions:
     texts, read_at, unreadable = list[str](), list[tuple[str, int]](), 0
     for path in paths:
         before = len(texts)

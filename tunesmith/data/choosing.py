@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import orjson
 
 from tunesmith.core import store
 from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.errors import settings_named
 from tunesmith.core.records import Row
-from tunesmith.data import judge
+from tunesmith.data import judge, rubric
+from tunesmith.data.rubric import Choice
 from tunesmith.data.traits import Places
 from tunesmith.models.endpoint import Client
 
-Choose = Callable[[list[list[int]]], Iterator[int | None]]
-"""Of the places of rows that answer one prompt, which answers best, by its number; None where that cannot be told."""
+Choose = Callable[[list[list[int]]], Iterator[Choice]]
+"""Of the places of rows that answer one prompt, which answers best, by its number."""
 
 
 def chooser(endpoint: Endpoint | None, rows: Callable[[Places], Iterator[Row]]) -> Choose:
-    def choose(contested: list[list[int]]) -> Iterator[int | None]:
+    def choose(contested: list[list[int]]) -> Iterator[Choice]:
         assert endpoint is not None, "checked with the project file"
         places = sorted(place for answering in contested for place in answering)
         of = dict(zip(places, rows(np.array(places, np.int64))))
-        asked = ((_conversation(of[its[0]]), [_answer(of[place]) for place in its]) for its in contested)
+        asked = (
+            ("\n\n".join(rubric.conversation(of[its[0]])), [rubric.said(of[place].messages[-1]) for place in its])
+            for its in contested
+        )
         with (
             settings_named({"endpoint.": "data.clean.judge."}),
             Client(endpoint, store.cache_dir() / "replies") as client,
@@ -32,13 +35,3 @@ def chooser(endpoint: Endpoint | None, rows: Callable[[Places], Iterator[Row]]) 
             yield from judge.choices(client, asked)
 
     return choose
-
-
-def _conversation(row: Row) -> str:
-    tools = [f"[tools]\n{orjson.dumps(row.tools).decode()}"] if row.tools else []
-    return "\n\n".join([*tools, *(f"[{message['role']}]\n{message['content']}" for message in row.prompt)])
-
-
-def _answer(row: Row) -> str:
-    calls = row.messages[-1].get("tool_calls")
-    return "\n".join(filter(None, [row.answer, orjson.dumps(calls).decode() if calls else ""]))

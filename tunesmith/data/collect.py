@@ -121,6 +121,8 @@ def _members(name: str, file: Path, why_not: WhyNot, folder: Path, head: bool) -
     """The files of an archive, which are read as those of a folder are."""
 
     def no_member(member: str) -> str | None:
+        if ".." in Path(member).parts:
+            return "a name that leads out of the archive"
         return "an archive in an archive" if member.lower().endswith(".zip") else why_not(unpack.inner_name(member))
 
     def at_most_bytes(member: str) -> int | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tunesmith.data import single_answer
 from tunesmith.data.choosing import Choose
+from tunesmith.data.rubric import Choice
 from tunesmith.data.traits import Finding, Places, Ruling, Traits
 
 Mode = Literal["drop", "majority", "newest", "judge", "review", "report"]
@@ -80,14 +81,15 @@ def resolve(
     contests = list(_contests(traits, contested, one_right_K))
     resolved, contexts = sum(sure for _, sure in contests), len(contests)
     nats = sum(contest.nats * len(contest.places) for contest, _ in contests)
-    chosen = iter(choose([c.answering for c, sure in contests if sure]) if mode == "judge" and choose else ())
+    chosen = list(choose([c.answering for c, sure in contests if sure]) if mode == "judge" and choose else ())
+    choices = iter(chosen)
     for contest, sure in contests:
         if mode == "report" or not sure:
             yield from (Ruling(p, contest.against(m), None, "contradicts {}") for p, m in _rows(contest))
         elif mode == "review":
             yield from _reviewed(traits, contest, reviewed or {})
         elif mode == "judge":
-            yield from _chosen(contest, next(chosen))
+            yield from _chosen(contest, next(choices))
         else:
             yield from _newest(contest) if mode == "newest" else _voted(contest, mode == "majority")
     facts: dict[str, Any] = {
@@ -97,7 +99,11 @@ def resolve(
         "nats_per_row": round(nats / max(len(contested), 1), 4),
         "tasks": [asdict(task) for task in tasks[:_TOLD_TASKS]],
     }
-    warnings = [*_unresolved(contexts - resolved, tasks, mode), *_stale(traits, contested, reviewed)]
+    warnings = [
+        *_unresolved(contexts - resolved, tasks, mode),
+        *_unanswered(sum(not choice.answered for choice in chosen)),
+        *_stale(traits, contested, reviewed),
+    ]
     yield Finding("contradictions", facts, warnings)
 
 
@@ -145,12 +151,13 @@ def _newest(contest: Contest) -> Iterator[Ruling]:
             yield Ruling(place, newest, "contradiction", "a newer answer is in {}")
 
 
-def _chosen(contest: Contest, best: int | None) -> Iterator[Ruling]:
+def _chosen(contest: Contest, choice: Choice) -> Iterator[Ruling]:
     for place, meaning in _rows(contest):
-        if best is None:
-            yield Ruling(place, contest.against(meaning), "contradiction", "the judge cannot tell; see {}")
-        elif meaning != list(contest.votes)[best]:
-            yield Ruling(place, contest.answering[best], "contradiction", "the judge chose {}")
+        if choice.best is None:
+            why = "the judge cannot tell" if choice.answered else "the judge did not answer"
+            yield Ruling(place, contest.against(meaning), "contradiction", f"{why}; see {{}}")
+        elif meaning != list(contest.votes)[choice.best]:
+            yield Ruling(place, contest.answering[choice.best], "contradiction", "the judge chose {}")
 
 
 def _reviewed(traits: Traits, contest: Contest, decisions: Mapping[int, bool]) -> Iterator[Ruling]:
@@ -173,6 +180,14 @@ def _unresolved(prompts: int, tasks: list[single_answer.Task], mode: Mode) -> It
         yield (
             f"{prompts:,} prompts with several answers were left as they are: {why}. "
             "If each prompt has one right answer, say `data.clean.single_answer: yes`."
+        )
+
+
+def _unanswered(prompts: int) -> Iterator[str]:
+    if prompts:
+        yield (
+            f"The judge did not answer about {prompts:,} prompts, whose rows were dropped: "
+            "`tunesmith run --force clean` asks it again."
         )
 
 

@@ -34,13 +34,14 @@ def canonical(turns: list[Any], notes: list[str]) -> list[Message]:
     texts = []
     while messages and messages[0]["role"] == "system":
         texts.append(messages.pop(0)["content"])
-    if any(m["role"] == "system" for m in messages):
+    roles = [m["role"] for m in messages]
+    if "system" in roles:
         raise Unusable("system message is not first", "move the system message to the beginning of the conversation")
-    if not any(m["role"] == "assistant" for m in messages):
+    if "assistant" not in roles:
         raise Unusable("no assistant message", "add the answer to learn from as a last message of the role assistant")
     while messages[-1]["role"] != "assistant":
         notes.append(f"trailing {messages.pop()['role']} turn removed")
-    if not any(m["role"] == "user" for m in messages):
+    if "user" not in roles[: len(messages)]:
         raise Unusable("no user message", "begin the conversation with a message of the role user")
     for before, after in pairwise(messages):
         if before["role"] == after["role"] != "tool" and "tool_calls" not in before:
@@ -56,8 +57,11 @@ def canonical(turns: list[Any], notes: list[str]) -> list[Message]:
 
 def role_of(turn: Any) -> str | None:
     """The canonical role of a message in any dialect; None for an unknown one and for what is no message."""
-    name = _role_name(turn)
-    return _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    return _role_named(_role_name(turn))
+
+
+def _role_named(name: Any) -> str | None:
+    return _ROLES.get(name) or _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
 
 
 def _role_name(turn: Any) -> Any:
@@ -80,7 +84,8 @@ def message(turn: Any, notes: list[str]) -> Message:
             "message is not an object",
             f"write each message as an object with `role` and `content`; one is {kind(turn)}",
         )
-    name, role = _role_name(turn), role_of(turn)
+    name = _role_name(turn)
+    role = _role_named(name)
     if name is None:
         raise Unusable("message without a role", f"give each message `role` and `content`; one has {named(turn)}")
     if role is None:
@@ -140,7 +145,9 @@ def _joined(parts: list[Any], notes: list[str]) -> str:
 
 def _tool_calls(turn: dict[str, Any], notes: list[str]) -> list[dict[str, Any]]:
     """OpenAI's tool calls, or its older single `function_call`, without their random ids and with parsed arguments."""
-    calls = turn.get("tool_calls") or turn.get("function_call") or []
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    if not calls:
+        return []
     if isinstance(calls, str):
         calls = _parsed_or_text(calls, notes)
     found = [_call(call, notes) for call in (calls if isinstance(calls, list) else [calls])]
@@ -149,6 +156,21 @@ def _tool_calls(turn: dict[str, Any], notes: list[str]) -> list[dict[str, Any]]:
             "tool call cannot be read", 'write each tool call as {"function": {"name": ..., "arguments": {...}}}'
         )
     return [call for call in found if call]
+
+
+def tools_of(value: Any, notes: list[str]) -> list[dict[str, Any]]:
+    """A record's tools as a list of objects; they may be JSON text, whole or one by one."""
+    if value in (None, "", [], {}):
+        return []
+    try:
+        tools = parse(value, notes) if isinstance(value, str) else value
+        tools = tools if isinstance(tools, list) else [tools]
+        tools = [parse(tool, notes) if isinstance(tool, str) else tool for tool in tools]
+    except Unusable as problem:
+        raise Unusable("tools cannot be read", f"write `tools` as a JSON list of objects: {problem.fix}") from None
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise Unusable("tools cannot be read", f"write `tools` as a JSON list of objects; {short(tools)} stands there")
+    return [storable(tool, "tools") for tool in tools]
 
 
 def _call(call: Any, notes: list[str]) -> dict[str, Any] | None:

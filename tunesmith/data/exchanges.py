@@ -22,7 +22,16 @@ Object = dict[str, Any]
 _SIGNS = frozenset({"request", "body", "response", "choices", "output"})
 _ANSWERS = frozenset({"choices", "error", "status_code", "role"})  # what tells a response from any other object
 _SAYS = frozenset({"output", "message", "content", "body"})  # what one has that stands beside a request
-_CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded")
+_OTHER_PROMPTS = frozenset({"instruction", "question", "query"})  # beside one of these, `input` is what it is about
+_CUT_OFF = (
+    "length",
+    "max_tokens",
+    "max_output_tokens",
+    "model_context_window_exceeded",
+    "incomplete",
+    "cancelled",
+    "in_progress",
+)
 _FILTERED = ("content_filter", "safety", "refusal")
 
 
@@ -36,7 +45,7 @@ class Exchange:
 
 def read(record: Object, notes: list[str]) -> Exchange | None:
     """The exchange in a record; None for a record that is no log. Raises Unusable where the request failed."""
-    if not record.keys() & _SIGNS:
+    if _SIGNS.isdisjoint(record):
         return None
     request = _request(record)
     if request is None:
@@ -46,13 +55,15 @@ def read(record: Object, notes: list[str]) -> Exchange | None:
         return None
     _refuse_failed(record, response)
     answer = _answer(response, notes)
+    _refuse_unfinished({}, record.get("finish_reason"))
     tools = request.get("tools") or [{"type": "function", "function": one} for one in request.get("functions") or []]
     return Exchange([*_asked(request), answer], tools)
 
 
 def _request(record: Object) -> Object | None:
     """The request's own object; that of a flat trace is the record."""
-    for key in ("request", "body", "input"):
+    keys = ("request", "body") if record.keys() & _OTHER_PROMPTS else ("request", "body", "input")
+    for key in keys:
         found = _object(record.get(key))
         found = _object(found.get("body")) or found if found else None
         if found and found.keys() & {"messages", "prompt", "input"}:
@@ -65,8 +76,9 @@ def _request(record: Object) -> Object | None:
 
 def _response(record: Object, flat: bool) -> Object | None:
     """The response's own object; empty where the log of a request has none, None where the record is no log at all."""
-    if isinstance(record.get("choices"), list):
-        return {"choices": record["choices"]}
+    choices = record.get("choices")
+    if isinstance(choices, list) and not any(isinstance(choice, str) for choice in choices):
+        return {"choices": choices}
     for key in ("response", "output", "completion"):
         value = record.get(key)
         if isinstance(value, list) and value and all(isinstance(one, dict) and "type" in one for one in value):
@@ -96,14 +108,22 @@ def _object(value: Any) -> Object | None:
 
 def _refuse_failed(record: Object, response: Object) -> None:
     body = _object(response.get("body")) or {}
-    status = response.get("status_code", record.get("status_code"))
+    status = _number(response.get("status_code", record.get("status_code")))
     error = next((one["error"] for one in (record, response, body) if one.get("error")), None)
-    if error is not None or (isinstance(status, int) and status >= 400) or response.get("status") == "failed":
+    if error is not None or (status and status >= 400) or response.get("status") == "failed":
         message = error.get("message", error) if isinstance(error, dict) else error
-        told = short(message) if message else f"status {status}"
+        told = short(message) if message else f"status {status or 0:.0f}"
         raise Unusable("request failed", f"leave it out: the service answered with an error ({told})")
     if not response:
         raise Unusable("request without a response", "leave it out, or join it with its response")
+
+
+def _number(value: Any) -> float | None:
+    """A status, which a table holds as text, or as a float where others are missing."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _answer(response: Object, notes: list[str]) -> Any:
@@ -113,7 +133,8 @@ def _answer(response: Object, notes: list[str]) -> Any:
         return _of_items(body)
     if "choices" not in body:
         message = _object(body.get("message")) or body
-        _refuse_unfinished(message, body.get("stop_reason") or body.get("finish_reason"))
+        reasons = (body.get(key) for key in ("stop_reason", "finish_reason", "done_reason"))
+        _refuse_unfinished(message, next(filter(None, reasons), None))
         return {"role": "assistant", **message}
     choices = body["choices"]
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -134,6 +155,7 @@ def _of_choice(choice: Object) -> Any:
 
 
 def _refuse_unfinished(message: Object, why: Any) -> None:
+    why = why.lower() if isinstance(why, str) else why
     if why in _CUT_OFF:
         raise Unusable("answer was cut off", "leave it out, or ask again with room for a longer answer")
     if why in _FILTERED:
@@ -145,7 +167,8 @@ def _refuse_unfinished(message: Object, why: Any) -> None:
 def _of_items(response: Object) -> Any:
     """The answer in the items of a response: its texts and its calls; what it thought before is left out."""
     incomplete = response.get("incomplete_details") or {}
-    _refuse_unfinished({}, incomplete.get("reason") if isinstance(incomplete, dict) else None)
+    reason = incomplete.get("reason") if isinstance(incomplete, dict) else None
+    _refuse_unfinished({}, reason or response.get("status"))
     texts: list[Any] = []
     calls = []
     for item in response["output"]:

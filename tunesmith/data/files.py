@@ -113,11 +113,16 @@ def format_of(path: Path, head: bytes) -> Format:
             f"its name ends in `{path.suffix}`, and it begins neither like JSON nor like a table",
             "name it .jsonl, .json, .csv, .tsv, .parquet or .txt, whichever it is",
         )
-    if format == "lines" and first in ("{", "[", "[{"):
+    if format == "lines" and (first in ("{", "[") or _begins_array(first, more)):
         return "json"
     if format == "json" and first.startswith("{") and more.strip() and _is_json(first):
         return "lines"
     return format
+
+
+def _begins_array(first: str, more: str) -> bool:
+    """Whether the first line begins an array of objects that goes on behind it, or is the whole file."""
+    return bool(re.match(r"\[\s*\{", first)) and not (more.strip() and _is_json(first))
 
 
 def _is_json(text: str) -> bool:

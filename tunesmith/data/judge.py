@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,11 +26,11 @@ from tunesmith.core.errors import DataError, ResourceError, settings_named
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import rubric
-from tunesmith.data.rubric import SCORES, Verdict
+from tunesmith.data.rubric import SCORES, Choice, Verdict
 from tunesmith.models.base import Base
 from tunesmith.models.endpoint import Asked, Client, Reply
 
-VERSION = 1
+VERSION = 2
 
 _OTHER_SEED = 1  # of the sample's second round
 _FEW_EQUAL = 0.7  # a judge that agrees with itself less often is warned of
@@ -56,12 +56,14 @@ class _Found:
     causes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     repaired: int = 0
+    passing: int = 0  # rows that the judge, asked again, may yet give a score
     products: list[float] = field(default_factory=lambda: [0.0] * 5)  # of x, y, x squared, y squared, x times y
 
     def enter(self, row: Row, verdict: Verdict) -> None:
         self.repaired += verdict.repaired
         if verdict.score is None:
             self.causes[verdict.cause] += 1
+            self.passing += verdict.passing
             return
         self.scores[verdict.score] += 1
         x, y = float(verdict.score), math.log1p(len(row.answer))
@@ -84,7 +86,7 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
     """
     rows_file = clean / "rows.jsonl"
     rows_in = sum(1 for _ in _lines(rows_file))
-    found, personal = _Found(), _personal(judge.endpoint, clean)
+    found, personal = _Found(), sent_along(judge.endpoint, clean.summary.get("changes", {}))
     with (
         settings_named({"endpoint.": "data.judge.endpoint."}),
         Client(judge.endpoint, store.cache_dir() / "replies", base) as client,
@@ -130,11 +132,11 @@ def run(judge: Judge, base: Base | None, clean: Artifact, out: Path) -> dict[str
 def choose(client: Client, prompt: str, answers: Sequence[str]) -> int | None:
     """The index of the best answer, or None where the judge cannot tell: it is asked in both orders, and has to name
     the same answer each time."""
-    [best] = choices(client, [(prompt, answers)])
-    return best
+    [choice] = choices(client, [(prompt, answers)])
+    return choice.best
 
 
-def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> Iterator[int | None]:
+def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     """`choose` for many prompts with their answers, several under way at once."""
     orders: deque[list[int]] = deque()
 
@@ -145,10 +147,10 @@ def choices(client: Client, contested: Iterable[tuple[str, Sequence[str]]]) -> I
                 yield rubric.choice(prompt, answers, order)
 
     replies = client.ask(questions())
-    for reply in replies:
-        first = rubric.chosen(reply, orders.popleft())
-        second = rubric.chosen(next(replies), orders.popleft())
-        yield first if first == second else None
+    for one in replies:
+        other = next(replies)
+        first, second = (rubric.chosen(reply, orders.popleft()) for reply in (one, other))
+        yield Choice(first if first == second else None, not (one.passing or other.passing))
 
 
 def _judge_sample(client: Client, judge: Judge, rows_file: Path, rows_in: int) -> _Sample:
@@ -266,11 +268,11 @@ def _score_line(row: Row, verdict: Verdict) -> dict[str, Any]:
     return {"id": row.id, "source": row.source, "line": row.line, **told, **how}
 
 
-def _personal(endpoint: Endpoint, clean: Artifact) -> list[str]:
-    """Told before anything is sent: cleaning may have found personal data and left it where it is."""
-    changes = clean.summary.get("changes", {})
+def sent_along(endpoint: Endpoint | None, changes: Mapping[str, int]) -> list[str]:
+    """Told before anything is sent: cleaning may have found personal data and left it where it is, as the notes in rows
+    say, which `changes` counts."""
     kinds = {note.removeprefix("contains: "): n for note, n in changes.items() if note.startswith("contains: ")}
-    if not kinds or endpoint.url is None:
+    if not kinds or endpoint is None or endpoint.url is None:
         return []
     listed = ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items())
     warning = (
@@ -286,8 +288,11 @@ def _warnings(found: _Found, equal: float | None, correlation: float | None) -> 
         warnings.append(f"asked twice, the judge gave the same score to {equal:.0%} of the sample's rows")
     if correlation is not None and abs(correlation) >= _FOLLOWS_LENGTH:
         warnings.append(f"the judge's scores follow the length of the answers (r = {correlation:.2f})")
-    if unanswered := sum(n for cause, n in found.causes.items() if cause.startswith(rubric.UNANSWERED)):
-        warnings.append(f"{unanswered:,} rows had no answer: `tunesmith run --force judge` asks about them again")
+    if found.passing:
+        warnings.append(f"{found.passing:,} rows had no answer: `tunesmith run --force judge` asks about them again")
+    if lasting := sum(n for cause, n in found.causes.items() if cause.startswith(rubric.UNANSWERED)) - found.passing:
+        mend = "more data.judge.endpoint.max_tokens where it is cut off, or another model"
+        warnings.append(f"{lasting:,} rows had an answer that is kept and of no use, which takes {mend}")
     if len(found.scores) == 1 and found.scores.total() > 1:
         warnings.append(f"the judge gave every row a {next(iter(found.scores))}: it tells none from another")
     return warnings

@@ -22,7 +22,12 @@ SIDES = ("train", "validation", "test")
 PERSONAL = {"replaced: ": "replaced", "contains: ": "noted"}  # notes in rows, with the kind behind them
 
 _LEFT = {"dropped": "dropped.jsonl", "quarantined": "quarantine.jsonl"}
-_STAGES = {"load": "reading", "split": "splitting", "format": "tokenising"}  # steps of a single stage
+_STAGES = {
+    "load": "reading",
+    "judge": "judging",
+    "split": "splitting",
+    "format": "tokenising",
+}  # of one stage
 _BLOCK_BYTES = 1 << 20
 
 Told = Callable[[float], None]  # how many bytes were read

@@ -22,7 +22,7 @@ from tunesmith.core import inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import collect, files, parts, readers, shapes
+from tunesmith.data import collect, files, parts, pii, readers, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
@@ -62,7 +62,8 @@ class Ledger:
         self.rows_in += 1
         if isinstance(outcome, Row):
             self.shapes[outcome.shape] += 1
-            self.repairs.update(outcome.changes)
+            if outcome.changes:
+                self.repairs.update(outcome.changes)
         else:
             self.reasons[outcome.reason] += 1
             self.first.setdefault(outcome.reason, outcome)
@@ -117,6 +118,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
         "quarantined": ledger.quarantined,
         "shapes": dict(ledger.shapes.most_common()),
         "reasons": dict(ledger.reasons.most_common()),
+        "fixes": {reason: f"{one.source}:{one.line}: {_masked(one.fix)}" for reason, one in ledger.first.items()},
         "columns": list(columns),
         "examples": [row.to_json() for row in examples],
     }
@@ -128,10 +130,11 @@ def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], di
     skipped: list[collect.Skipped] = []
     for i, source in enumerate(sources):
         found = list(collect.collected(source.path, _why_not(source), unpacked / f"{i:03d}"))
-        skipped += [one for one in found if isinstance(one, collect.Skipped)]
+        passed_over = [one for one in found if isinstance(one, collect.Skipped)]
         items = [one for one in found if isinstance(one, collect.Item)]
         if not items:
-            raise collect.nothing_to_read(source.path, collect.told(skipped), files.EXAMPLES)
+            raise collect.nothing_to_read(source.path, collect.told(passed_over), files.EXAMPLES)
+        skipped += passed_over
         pieces += [replace(p, source=i, name=item.name) for item in items for p in files.pieces(item.path)]
     return pieces, collect.told(skipped)
 
@@ -160,7 +163,8 @@ def _part(
 ) -> dict[str, Any]:
     """The rows and the quarantine of a part of a file, in files of its folder."""
     source, ledger = sources[part.source], Ledger(part.name)
-    size_bytes = part.path.stat().st_size
+    size_bytes, swallowed_bytes = part.path.stat().st_size, 0.0
+    first: Quarantined | None = None
     with open(folder / "rows.jsonl", "wb") as rows, open(folder / "quarantine.jsonl", "wb") as quarantine:
         for record, outcome in _outcomes(source, system, part.name, files.records_of(part)):
             ledger.enter(outcome)
@@ -168,8 +172,10 @@ def _part(
                 rows.write(orjson.dumps(outcome.to_json(), option=orjson.OPT_APPEND_NEWLINE))
                 continue
             quarantine.write(orjson.dumps(asdict(outcome), option=orjson.OPT_APPEND_NEWLINE))
-            if record.swallows and record.size_bytes > max_quarantined * size_bytes:
-                raise _broken_off(outcome, record.size_bytes / size_bytes)
+            if record.swallows:
+                swallowed_bytes, first = swallowed_bytes + record.size_bytes, first or outcome
+                if swallowed_bytes > max_quarantined * size_bytes:
+                    raise _broken_off(first, swallowed_bytes / size_bytes)
     assert ledger.rows_in == ledger.kept + ledger.quarantined, f"{ledger.path}: the ledger does not balance"
     return {**vars(ledger), "first": {reason: asdict(quarantined) for reason, quarantined in ledger.first.items()}}
 
@@ -251,16 +257,23 @@ def _refusal(ledgers: list[Ledger], summary: dict[str, Any], max_quarantined: fl
     return DataError(
         f"{summary['quarantined']:,} of {summary['rows_in']:,} records cannot be used",
         why,
-        f"read {_QUARANTINE}; for the commonest: {first[reasons[0][0]].fix}{raising}",
+        f"read {_QUARANTINE}; for the commonest: {_masked(first[reasons[0][0]].fix)}{raising}",
     )
 
 
+def _masked(fix: str) -> str:
+    """As it may stand in a message, which goes further than the quarantine: a fix can quote the record."""
+    for _, start, end in reversed(pii.find(fix)):
+        fix = f"{fix[:start]}[masked]{fix[end:]}"
+    return fix
+
+
 def _broken_off(problem: Quarantined, share: float) -> DataError:
-    """One broken record that hides others must not count as one: the budget is then held against the bytes."""
+    """Broken records that hide others must not count as one each: the budget is then held against their bytes."""
     return DataError(
         f"{share:.0%} of {problem.source} cannot be read, from record or line {problem.line} on",
         problem.reason,
-        problem.fix,
+        _masked(problem.fix),
     )
 
 

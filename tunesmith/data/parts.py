@@ -16,10 +16,13 @@ import pickle
 import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +184,18 @@ def _by_ray(job: Job, work: list[tuple[Part, Path]]) -> Iterator[Done]:
 
 def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
     """Given out in order, and never many more than there are processes: results wait on the disk, not in memory."""
-    import joblib  # a fifth of a second, which short files need not wait
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import ProcessPoolExecutor  # a fifth of a second, which short files need not wait
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    pool = joblib.Parallel(processes, return_as="generator", batch_size=1, pre_dispatch=_AHEAD * processes)
+    pool, under_way = ProcessPoolExecutor(processes), deque[Future[Done]]()
     try:
-        with _deaf():
-            done = pool(joblib.delayed(_do)(job, *one, os.getpid()) for one in work)
-        yield from done
+        for one in work:
+            with _deaf():
+                under_way.append(pool.submit(_do, job, *one, os.getpid()))
+            if len(under_way) >= _AHEAD * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
     except TerminatedWorkerError:
         raise ResourceError(
             "a process that read rows was killed",
@@ -197,23 +203,27 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
             "free some memory, then run the same command again: what was read stays read",
         ) from None
     finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        pool.shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
 def _deaf() -> Iterator[None]:
     """Processes that are started within it never hear Ctrl-C, which a terminal sends to all: it is this one that ends
-    them. What was sent meanwhile is heard afterwards."""
+    them. What was sent meanwhile, to this thread or to another, is heard afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what becomes of a signal
         return
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # up to Python 3.13 it lets Ctrl-C through again when it has started
+    sent: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: sent.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process inherits
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, heard)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, before)
+        if sent:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _do(job: Job, part: Part, folder: Path, asker: int | None) -> Done:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
@@ -45,7 +45,9 @@ _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
 _PASSWORD = re.compile("p(?:ass[cpw]|wd)")
 _TOKEN = re.compile("|".join(_TOKENS))
+_SHOWN = 4  # items of a list, where an error tells what it is
 _TELLING = 6  # characters of a value that is replaced also where nothing but the value tells what it is
+_INNER = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # from a letter or digit to another
 _KIND = re.compile(r"[^\W\d_][\w -]{0,30}")
 
 
@@ -55,8 +57,8 @@ def personal_data(
     """Replaces personal data by placeholders or by surrogates, drops the rows that hold any, or only notes its kinds.
 
     A placeholder such as [EMAIL_1], or a surrogate such as user1@example.com, stands for one value throughout the row,
-    system message, tool calls and rejected answer included; for a number of a tool call, a placeholder stands as text.
-    A row goes also where it would break an answer that is JSON. `finder` is a Python file with the project's own
+    system message, tools, tool calls and rejected answer included; for a number of a tool call, a placeholder stands as
+    text. A row goes also where it would break an answer that is JSON. `finder` is a Python file with the project's own
     `find`; ConfigError for one that is of no use.
     """
     find_all = partial(_also, _own(finder, finder.stat().st_mtime_ns)) if finder else find
@@ -85,7 +87,7 @@ def find(text: str) -> list[Find]:
     Of two that see the same characters, the one that is tried first wins."""
     found: list[Find] = []
     if "\\" in text:
-        text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else " " * len(match[0]), text)
+        text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else "\n" * len(match[0]), text)
     marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
     for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
         for match in recogniser.shape.finditer(text, start, stop):
@@ -112,25 +114,31 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
     if digits or b"_" in marks:
         if "eyJ" in text:
             yield from _tried(recognisers.JWTS, everywhere)
-        if any(sign in text for sign in _BEGINNINGS) or ("_" in text and any(sign in text for sign in _UNDERSCORED)):
+        if _has_any(text, _BEGINNINGS) or (b"_" in marks and _has_any(text, _UNDERSCORED)):
             yield from _tried(recognisers.PREFIXED, everywhere)
-    if "@" in text and (":/" in text or ":\\/" in text):
+    if b"@" in marks and (":/" in text or ":\\/" in text):
         yield from _tried(recognisers.LOGINS, everywhere)
-    if digits and "=" in text:
+    if digits and b"=" in marks:
         yield from _tried(recognisers.PARAMETERS, everywhere)
     lower = text.lower()
     if len(lower) == len(text):  # so that places are the same; İ alone becomes longer
-        yield from _tried(recognisers.PASSWORDS, _around(lower, _PASSWORD, 0, 240))
-        if digits and any(sign in lower for sign in _TOKENS):
+        if "pass" in lower or "pwd" in lower:
+            yield from _tried(recognisers.PASSWORDS, _around(lower, _PASSWORD, 0, 240))
+        if digits and _has_any(lower, _TOKENS):
             yield from _tried(recognisers.TOKENS, _around(lower, _TOKEN, 16, 540))
-    if "@" in text:
+    if b"@" in marks:
         yield from _tried(recognisers.ADDRESSES, everywhere)
     if digits >= 7:
         yield from _tried(recognisers.IBANS, _around(text, _CODED, 2, 48))
         yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
     if digits >= 4:
         yield from _tried(recognisers.HOSTS_4, _around(text, _DOTTED, 24, 8))
+    if digits and marks.count(b":") >= 2:
         yield from _tried(recognisers.HOSTS_6, _around(text, _COLONS, 40, 40))
+
+
+def _has_any(text: str, signs: Sequence[str]) -> bool:
+    return any(map(text.__contains__, signs))
 
 
 def _around(text: str, sign: re.Pattern[str], before: int, after: int) -> list[tuple[int, int]]:
@@ -162,10 +170,20 @@ def _own(path: Path, changed_ns: int) -> Callable[[str], list[Find]]:
         except plugin.Fault as fault:
             raise _useless(path, str(fault)) from None
         if not isinstance(given, list | tuple) or not all(_is_find(item, len(text)) for item in given):
-            raise _useless(path, f"it returned {given!r:.200} for a text of {len(text)} characters")
+            raise _useless(path, f"it returned {_form(given)} for a text of {len(text)} characters")
         return [(str(kind), start, end) for kind, start, end in given]
 
     return found
+
+
+def _form(given: object) -> str:
+    """What it is, without the texts in it: they may be what nobody should read here."""
+    if isinstance(given, str):
+        return "a text"
+    if isinstance(given, list | tuple):
+        its = ", ".join(map(_form, given[:_SHOWN])) + (", ..." if len(given) > _SHOWN else "")
+        return f"({its})" if isinstance(given, tuple) else f"[{its}]"
+    return str(given) if isinstance(given, int | float | None) else f"a {type(given).__name__}"
 
 
 def _is_find(item: object, length: int) -> bool:
@@ -184,10 +202,15 @@ def _useless(path: Path, why: str) -> ConfigError:
 
 
 def _also(own: Callable[[str], list[Find]], text: str) -> list[Find]:
-    """What is found by shape, and by the project's own `find` where nothing was."""
+    """What is found by shape, and by the project's own `find` where nothing was: of an address that holds a phone
+    number, what stands before and after it."""
     found = find(text)
-    for new in own(text):
-        _enter(found, new)
+    for kind, start, end in own(text):
+        taken = [(a, b) for _, a, b in found if a < end and b > start]
+        for free_start, free_end in zip([start, *(b for _, b in taken)], [*(a for a, _ in taken), end]):
+            inner = _INNER.search(text[:free_end], free_start)
+            if inner:
+                _enter(found, (kind, *inner.span()))
     return found
 
 

@@ -32,6 +32,7 @@ from tunesmith.data import (
     contradictions,
     dedup,
     filters,
+    judge,
     parts,
     pii,
     repair,
@@ -149,6 +150,9 @@ def run(clean: Clean, raw: Artifact, out: Path, kept: Path | None = None) -> dic
         folders = [one.folder for one in done]
         found, rows = _Found.of(done, clean.answer == "json"), traits.together(folders, traits.COMPARED)
         rows_at = partial(_rows_at, folders)
+        of_vectors = clean.semantic_duplicates.endpoint if clean.semantic_duplicates else None
+        for endpoint in (clean.judge, of_vectors):
+            found.warnings += judge.sent_along(endpoint, found.changes)
         prompts = sketches.read([*folders, *asked], work / "shingles", cut) if cut else None
         embed = semantic.embedder(clean.semantic_duplicates, prompts, rows_at, work / "vectors")
         choose = choosing.chooser(clean.judge, rows_at)
@@ -275,10 +279,10 @@ def _rows_at(folders: list[Path], places: Places) -> Iterator[Row]:
 
 def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Found) -> Rulings:
     left, rulings = np.arange(len(rows)), defaultdict(list)
-    for name, judge in judgements:
+    for name, judgement in judgements:
         started = time.perf_counter()
         gone = []
-        for said in judge(rows, left):
+        for said in judgement(rows, left):
             if isinstance(said, Finding):
                 found.findings[said.name] = said.facts
                 found.warnings += said.warnings
@@ -303,6 +307,7 @@ def _write(done: list[parts.Done], rows: Traits, rulings: Rulings, out: Path, fo
                     left[place], line = _ruled(line, rulings[place], rows, found) if place in rulings else (True, line)
                     (kept if left[place] else dropped).write(line)
                     place += 1
+    assert place == len(rows), f"{place} rows where {len(rows)} were noted"  # files that a power cut left short
     return np.flatnonzero(left)
 
 

@@ -31,6 +31,10 @@ _PARTS = {
     "completion",
     "chosen",
     "rejected",
+    "choices",
+    "input",
+    "output",
+    "functions",
 }
 _ARRAY = re.compile(r'\s*(?:\{\s*"(?P<key>[^"\\]*)"\s*:\s*)?\[')
 _BETWEEN = re.compile(r"[\s,]*")
@@ -114,7 +118,24 @@ def _unwrapped(path: Path, whole: Any) -> list[Any]:
             f"they stand under {named(lists)}",
             "write each list to a file of its own, so that data.sources can say which side it belongs to",
         )
+    if _are_columns(list(whole.values())):
+        raise DataError(
+            f"{path.name} holds columns, not records",
+            f"under each of {named(whole)} stand the values of all records",
+            "write it record by record, with pandas as to_json(..., orient='records', lines=True)",
+        )
     return next(iter(lists.values()), [whole])
+
+
+def _are_columns(values: list[Any]) -> bool:
+    """Whether an object is a table column by column: lists of one length, or objects with the same numbers as keys."""
+    if len(values) < 2:
+        return False
+    if all(isinstance(value, list) and not any(isinstance(v, dict | list) for v in value) for value in values):
+        return len(values[0]) > 1 and len({len(value) for value in values}) == 1
+    if all(isinstance(value, dict) and value for value in values):
+        return all(key.isdecimal() for key in values[0]) and all(value.keys() == values[0].keys() for value in values)
+    return False
 
 
 def _salvaged(text: str) -> Iterator[Record]:
@@ -147,7 +168,8 @@ def _salvaged(text: str) -> Iterator[Record]:
         fix = "the array is not closed: write or copy the file again, whole"
         yield _rest(number + 1, "", Unusable("not valid JSON", fix))
     elif inside and text[at:].strip("]} \t\r\n"):
-        fix = f"take out what stands behind the array, from line {_line_at(text, at)} on"
+        behind = len(text) - len(text[at:].lstrip("]} \t\r\n"))
+        fix = f"take out what stands behind the array, from line {_line_at(text, behind)} on"
         yield _rest(number + 1, text[at:], Unusable("not valid JSON", fix))
 
 

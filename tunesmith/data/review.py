@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ def decisions(path: Path) -> dict[int, bool]:
     decided: dict[int, bool] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            said_here = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not said_here:
                 continue
             try:
-                said = orjson.loads(line)
+                said = orjson.loads(said_here)
                 key, keep = int(said["id"], 16), said["keep"]
             except (ValueError, TypeError, KeyError):
                 raise _unreadable(path, number, "it is no JSON object with `id` and `keep`") from None

@@ -34,27 +34,48 @@ Reply with one JSON object and nothing else: {"reason": "one short sentence", "b
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score from 1 to 5; None for an abstention, whose `cause` is a short phrase to count by."""
+    """A score from 1 to 5; None for an abstention, whose `cause` is a short phrase to count by. It is `passing` where
+    the judge, asked again, may give one."""
 
     score: int | None
     reason: str
     cause: str = ""
     repaired: bool = False
     cached: bool = False
+    passing: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The index of the best of several answers, or None where that cannot be told; where that is not `answered`, the
+    judge may tell when it is asked again."""
+
+    best: int | None
+    answered: bool = True
 
 
 def question(rubric: str, row: Row, seed: int = 0) -> Asked:
     """What is asked about the last answer of a row."""
-    turns = [f"[{message['role']}]\n{message['content']}" for message in row.prompt]
-    tools = [f"[tools]\n{orjson.dumps(row.tools).decode()}"] if row.tools else []
-    shown = "\n\n".join(["# Conversation", *tools, *turns, "# Answer to judge", row.answer])
+    shown = "\n\n".join(["# Conversation", *conversation(row), "# Answer to judge", said(row.messages[-1])])
     return Asked([_says("system", _TASK.format(rubric=rubric.strip())), _says("user", shown)], seed, json=True)
+
+
+def conversation(row: Row) -> list[str]:
+    """The tools of a row and all that is said before its last answer."""
+    tools = [f"[tools]\n{orjson.dumps(row.tools).decode()}"] if row.tools else []
+    return [*tools, *(f"[{message['role']}]\n{said(message)}" for message in row.prompt)]
+
+
+def said(message: Message) -> str:
+    """What a message says, and what it calls: an answer may be a call alone."""
+    calls = message.get("tool_calls")
+    return "\n".join(filter(None, [message["content"], orjson.dumps(calls).decode() if calls else ""]))
 
 
 def verdict(reply: Reply) -> Verdict:
     """A score is a whole number on the scale, written as such; whatever else is said is an abstention."""
     if reply.text is None:
-        return Verdict(None, "", UNANSWERED + reply.fault, cached=reply.cached)
+        return Verdict(None, "", UNANSWERED + reply.fault, cached=reply.cached, passing=reply.passing)
     try:
         said, repaired = _json(reply.text)
     except ValueError:

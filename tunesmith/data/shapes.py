@@ -7,19 +7,17 @@ an instruction is not read as Alpaca, and one with a good or bad label is not re
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from tunesmith.core.data_section import Fields
 from tunesmith.core.records import Message, content_id
 from tunesmith.data import exchanges
-from tunesmith.data.conversation import are_turns, canonical, message, role_of
-from tunesmith.data.values import Unusable, compact, kind, named, parse, short, storable
+from tunesmith.data.conversation import are_turns, canonical, message, role_of, tools_of
+from tunesmith.data.values import Unusable, compact, kind, named, parse, seconds, short
 
 _CONVERSATION = ("messages", "conversations", "conversation", "chat")
 _SYSTEM = ("system", "system_prompt")
@@ -32,7 +30,7 @@ _PAIRS = (
     ("query", "answer"), ("text", "label"), ("text", "category"), ("text", "intent"), ("text", "summary"),
     ("sentence", "label"), ("source", "target"), ("message", "reply"), ("message", "response"), ("user", "assistant"),
     ("human", "assistant"), ("document", "summary"), ("article", "summary"), ("article", "highlights"),
-    ("dialogue", "summary"),
+    ("dialogue", "summary"), ("question", "output"), ("query", "output"),
 )  # fmt: skip
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
@@ -72,32 +70,30 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     if not isinstance(record, dict):
         raise Unusable("record is not an object", f"write it as an object with named keys; it is {kind(record)}")
     notes = list(notes)
-    reading = _explicit(record, fields, notes) if fields else recognise(record, notes)
-    own = record.get(fields.system) if fields and fields.system else _first(record, _SYSTEM)
-    turns = [{"role": "system", "content": compact(own)}, *reading.turns] if own not in (None, "") else reading.turns
-    messages = canonical(turns, notes)
+    others = _others(record, fields) if fields else record
+    reading = _explicit(record, others, fields, notes) if fields else recognise(record, notes)
+    own = record.get(fields.system) if fields and fields.system else _first(others, _SYSTEM)
+    before = [] if own in (None, "") else _turns_of_system(own)
+    messages = canonical([*before, *reading.turns], notes)
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
     thread = _thread(record.get(fields.group)) if fields and fields.group else None
-    tools = _tools(reading.tools or record.get("tools"), notes)
-    time = _time(record.get(fields.time)) if fields and fields.time else None
+    tools = tools_of(reading.tools or others.get("tools"), notes)
+    time = seconds(record.get(fields.time)) if fields and fields.time else None
     return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time, thread)
 
 
-def _time(value: Any) -> float | None:
-    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too."""
-    if value in (None, ""):
-        return None
-    with suppress(TypeError, ValueError, OverflowError):
-        if math.isfinite(number := float(value)):
-            return number
-    try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        fix = f"write it as 2026-01-31, 2026-01-31T12:00 or a number; {short(value)} stands there"
-        raise Unusable("time cannot be read", fix) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _others(record: Record, fields: Fields) -> Record:
+    """The columns that `fields` give no part: each plays one part alone."""
+    parts = (fields.prompt, fields.answer, fields.system, fields.messages, fields.group, fields.time)
+    return {name: value for name, value in record.items() if name not in parts}
+
+
+def _turns_of_system(value: Any) -> list[Any]:
+    """A system column, which may be a text, a list of its parts, or any other value."""
+    in_parts = isinstance(value, list) and all(isinstance(part, dict) and "text" in part for part in value)
+    return [{"role": "system", "content": value if in_parts else compact(value)}]
 
 
 def _thread(value: Any) -> str | None:
@@ -136,8 +132,9 @@ def recognise(record: Record, notes: list[str]) -> Reading:
     raise _unknown(record)
 
 
-def _explicit(record: Record, fields: Fields, notes: list[str]) -> Reading:
-    """What the project file's `fields` say; of prompt and answer, the one that they leave out is found by its name."""
+def _explicit(record: Record, others: Record, fields: Fields, notes: list[str]) -> Reading:
+    """What the project file's `fields` say; of prompt and answer, the one that they leave out is found by its name
+    among the `others`, to which they give no part."""
     for part, name in fields.model_dump(exclude_none=True).items():
         if name not in record:
             near = difflib.get_close_matches(name, record, 1, 0.6)
@@ -146,9 +143,12 @@ def _explicit(record: Record, fields: Fields, notes: list[str]) -> Reading:
                 "a column named in `fields` is missing",
                 f"`fields.{part}` names `{short(name)}`, but this record has {named(record)}{hint}",
             )
+    if fields.messages or fields.answer:
+        _refuse_bad(others, _label(others))
     if fields.messages:
-        return Reading("fields", _turn_list(record[fields.messages], fields.messages, notes))
-    others = {name: value for name, value in record.items() if name not in fields.model_dump().values()}
+        turns = _turn_list(record[fields.messages], fields.messages, notes)
+        asks = bool(turns) and role_of(turns[-1]) == "user" and _has(others, "chosen") and _has(others, "rejected")
+        return _pair(turns, others, "fields") if asks else Reading("fields", turns)
     if not fields.prompt and not fields.answer:
         return recognise(others, notes)
     prompt = _turns(record[fields.prompt], "user", fields.prompt) if fields.prompt else _prompt(others, notes)
@@ -172,7 +172,9 @@ def _preference(record: Record, notes: list[str]) -> Reading | None:
 
 def _pair(prompt: list[Any] | None, record: Record, shape: str) -> Reading:
     """A preference pair: two answers to the prompt, or two whole conversations that differ in their last message."""
-    chosen, rejected = (_transcript(_turns(record[key], "assistant", key)) for key in ("chosen", "rejected"))
+    chosen, rejected = (
+        _transcript(_turns(_from_text(record[key]), "assistant", key)) for key in ("chosen", "rejected")
+    )
     if chosen[:-1] != rejected[:-1]:
         raise Unusable(
             "chosen and rejected are not answers to one prompt",
@@ -183,6 +185,15 @@ def _pair(prompt: list[Any] | None, record: Record, shape: str) -> Reading:
     if prompt is None:
         raise Unusable("no prompt column", f"add `prompt` beside `chosen` and `rejected`; there is {named(record)}")
     return Reading(shape, prompt + chosen, rejected[-1])
+
+
+def _from_text(value: Any) -> Any:
+    """The messages of an answer that a table holds as JSON text; any other value as it is."""
+    with suppress(Unusable):
+        found = parse(value, []) if isinstance(value, str) and value.lstrip().startswith(("{", "[")) else None
+        if found and are_turns(found if isinstance(found, list) else [found]):
+            return found
+    return value
 
 
 def _is_whole(turns: list[Any]) -> bool:
@@ -205,19 +216,29 @@ def _exchange(record: Record, notes: list[str]) -> Reading | None:
 
 
 def _kto(record: Record, notes: list[str]) -> Reading | None:
-    label = next((key for key in ("label", "kto_tag") if _truth(record.get(key)) is not None), None)
+    label = _label(record)
     if label is None:
         return None
     rest = {key: value for key, value in record.items() if key != label}
     reading = _messages(rest, notes) or _alpaca(rest, notes) or _prompt_completion(rest, notes)
     if reading is None:
         return None
-    if not _truth(record[label]):
+    _refuse_bad(record, label)
+    return replace(reading, shape="kto")
+
+
+def _label(record: Record) -> str | None:
+    """The column that tells good answers from bad ones, if there is one."""
+    return next((key for key in ("label", "kto_tag") if _truth(record.get(key)) is not None), None)
+
+
+def _refuse_bad(record: Record, label: str | None) -> None:
+    if label is not None and not _truth(record[label]):
         raise Unusable(
             "answer labelled as bad",
-            f"leave it out: where `{label}` is false, a row can train preference methods, not supervised tuning",
+            f"leave it out: where `{label}` is false, a row can train preference methods, not supervised tuning; "
+            "where that column says something else, name it otherwise",
         )
-    return replace(reading, shape="kto")
 
 
 def _truth(value: Any) -> bool | None:
@@ -265,7 +286,7 @@ def _prompt_completion(record: Record, notes: list[str]) -> Reading | None:
     if answer is None:
         return None
     turns = _turns(record[answer], "assistant", answer)
-    prompt = [] if _is_whole(turns) else _turns(record["prompt"], "user", "prompt")
+    prompt = [] if _is_whole(turns) else _history(record, notes) + _with_input(record, "prompt")
     return Reading("prompt_completion", prompt + turns)
 
 
@@ -290,7 +311,7 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
         return None
     raise Unusable(
         "raw text has no answer to learn from",
-        "add an answer column beside `text`; text alone serves continued pretraining, which is another method",
+        "add an answer column beside `text`; or name text alone under `pretrain.texts`, which continues pretraining",
     )
 
 
@@ -377,18 +398,3 @@ def _turn_list(value: Any, column: str, notes: list[str]) -> list[Any]:
     if not isinstance(value, list):
         raise Unusable("messages are not a list", f"write `{column}` as a list; it is {kind(value)}")
     return value
-
-
-def _tools(value: Any, notes: list[str]) -> list[dict[str, Any]]:
-    """The record's tools as a list of objects; they may be JSON text, whole or one by one."""
-    if value in (None, "", [], {}):
-        return []
-    try:
-        tools = parse(value, notes) if isinstance(value, str) else value
-        tools = tools if isinstance(tools, list) else [tools]
-        tools = [parse(tool, notes) if isinstance(tool, str) else tool for tool in tools]
-    except Unusable as problem:
-        raise Unusable("tools cannot be read", f"write `tools` as a JSON list of objects: {problem.fix}") from None
-    if not all(isinstance(tool, dict) for tool in tools):
-        raise Unusable("tools cannot be read", f"write `tools` as a JSON list of objects; {short(tools)} stands there")
-    return [storable(tool, "tools") for tool in tools]

@@ -7,6 +7,7 @@ their marks at a glance, and what is left is compared in full: nothing is found 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from tunesmith.data.sketches import (
 )
 
 _PAIRS = 1 << 20  # pairs that are looked at together
+_MANY = 20_000  # texts whose sorting is worth a thread
 _NEIGHBOURS = 32  # texts of a bucket that each of its texts is compared with, and as many first ones
 _ALL_PAIRS = 2_000  # texts of a bucket whose pairs are all compared where need be
 _CROWD = _ALL_PAIRS**2  # pairs of texts on two sides of a bucket that are all compared where need be
@@ -53,10 +55,11 @@ def repeats(
     """
     _, kind_of, times = np.unique(kinds_N[texts], return_inverse=True, return_counts=True)
     texts = texts[times[kind_of] > 1]
+    if not len(texts):
+        return {}
     kinds = (kinds_N[texts] * FACTOR >> HALF).astype(np.uint32)
     compared, found = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
-    for band_N in of.bands() if len(texts) else ():
-        places_M, firsts_M = _buckets(kinds ^ band_N[texts])
+    for places_M, firsts_M in _by_band((kinds ^ band_N[texts] for band_N in of.bands()), len(texts)):
         for pairs in _many(_meetings(texts[places_M], firsts_M)):
             codes = np.setdiff1d(_codes(*_possible(of.sets, pairs, threshold)), compared, assume_unique=True)
             later_P, earlier_P = _pairs(codes)
@@ -79,8 +82,7 @@ def joined(of: Sketches, threshold: float, texts: Ints, known: Pairs) -> tuple[I
     text the first of its group; and how many were joined on suspicion, since too many met to compare them all."""
     first_N, suspected, compared = np.arange(len(of.sets.ends_N)), 0, np.zeros(0, np.uint64)
     _join(first_N, *known)
-    for band_N in of.bands():
-        places_M, firsts_M = _buckets(band_N[texts])
+    for places_M, firsts_M in _by_band((band_N[texts] for band_N in of.bands()), len(texts)):
         for pairs in _many(_meetings(texts[places_M], firsts_M)):
             possible = _possible(of.sets, _apart(first_N, pairs), threshold)
             codes = np.setdiff1d(_codes(*possible), compared, assume_unique=True)
@@ -111,8 +113,9 @@ def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> Across:
             found.alike.setdefault(other, (this, similarity))
         answered_N[pairs[0]] = True
 
-    for band_N in of.bands() if len(these) and len(others) else ():
-        places_M, firsts_M = _buckets(band_N[place])  # in each bucket these come first
+    if not len(these) or not len(others):
+        return found
+    for places_M, firsts_M in _by_band((band_N[place] for band_N in of.bands()), len(place)):  # these come first
         mine = which[places_M] == 0
         bucket_M = np.cumsum(firsts_M == np.arange(len(firsts_M))) - 1
         held, asked = np.bincount(bucket_M[mine], minlength=len(mine)), np.bincount(bucket_M[~mine])
@@ -134,6 +137,19 @@ def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> Across:
                 note(_alike_of(of.sets, texts_M[its], met[_NEIGHBOURS:], threshold))
     found.uncompared.update({text: one for text, one in uncompared.items() if text not in found.alike})
     return found
+
+
+def _by_band(keys: Iterator[Hashes], texts: int) -> Iterator[Pairs]:
+    """The buckets of each band. Where there are many texts, a thread sorts those of the next one meanwhile."""
+    buckets = map(_buckets, keys)
+    if texts < _MANY:
+        yield from buckets
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, buckets, None)
+        while (these := coming.result()) is not None:
+            coming = thread.submit(next, buckets, None)
+            yield these
 
 
 def _buckets(keys_N: Hashes) -> Pairs:

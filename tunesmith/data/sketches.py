@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ class Sets:
 
     shingles_S: Hashes
     ends_N: Ints
+    marks_NW: Codes  # a bit of each text's words for each of its shingles; several may share one
     file: mmap.mmap | None = None
 
     @cached_property
@@ -59,19 +61,6 @@ class Sets:
     @cached_property
     def starts_N(self) -> Ints:
         return self.ends_N - self.sizes_N
-
-    @cached_property
-    def marks_NW(self) -> NDArray[np.uint64]:
-        """A bit of each text's words for each of its shingles; several may share one."""
-        marks_NW = np.zeros((len(self.ends_N), _WORDS), np.uint64)
-        for texts in blocks(self.ends_N, _BLOCK):
-            first = self.starts_N[texts.start]
-            shingles = self.shingles_S[first : self.ends_N[texts.stop - 1]]
-            bits, words = np.uint64(1) << (shingles & np.uint32(63)).astype(np.uint64), shingles >> np.uint32(6)
-            for word in range(_WORDS):
-                here = np.where(words % np.uint32(_WORDS) == word, bits, np.uint64(0))
-                marks_NW[texts, word] = np.bitwise_or.reduceat(here, self.starts_N[texts] - first)
-        return marks_NW
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,13 @@ def sketched(texts: Sequence[str], cut: Banding) -> Sketches:
 def write(folder: Path, texts: Sequence[str], cut: Banding) -> None:
     """The sketches of a part of the texts, in files of its folder."""
     sets = shingled(texts)
-    for name, array in (("shingles", sets.shingles_S), ("sizes", sets.sizes_N), ("bands", banded(sets, cut))):
+    found: dict[str, NDArray[Any]] = {
+        "shingles": sets.shingles_S,
+        "sizes": sets.sizes_N,
+        "marks": sets.marks_NW,
+        "bands": banded(sets, cut),
+    }
+    for name, array in found.items():
         array.tofile(folder / name)
 
 
@@ -127,7 +122,9 @@ def read(folders: Sequence[Path], whole: Path, cut: Banding) -> Sketches:
             ]
             yield np.concatenate(parts)
 
-    return Sketches(Sets(shingles_S, np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes])), pages), bands)
+    marks = [np.fromfile(folder / "marks", np.uint64).reshape(-1, _WORDS) for folder in folders]
+    ends_N = np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))
+    return Sketches(Sets(shingles_S, ends_N, np.concatenate([np.zeros((0, _WORDS), np.uint64), *marks]), pages), bands)
 
 
 def banding(threshold: float, texts: int) -> Banding:
@@ -159,7 +156,19 @@ def shingled(texts: Sequence[str]) -> Sets:
     keys.sort()
     keys = keys[np.diff(keys, prepend=~keys[:1]) != 0]
     counts_N = np.bincount((keys >> HALF).astype(np.int64), minlength=len(padded))
-    return Sets(keys.astype(np.uint32), np.cumsum(counts_N))
+    shingles_S, ends_N = keys.astype(np.uint32), np.cumsum(counts_N)
+    return Sets(shingles_S, ends_N, _marked(shingles_S, ends_N))
+
+
+def _marked(shingles_S: Hashes, ends_N: Ints) -> Codes:
+    marks_NW, starts_N = np.zeros((len(ends_N), _WORDS), np.uint64), np.concatenate([np.zeros(1, np.int64), ends_N])
+    for texts in blocks(ends_N, _BLOCK):
+        shingles = shingles_S[starts_N[texts.start] : starts_N[texts.stop]]
+        bits, words = np.uint64(1) << (shingles & np.uint32(63)).astype(np.uint64), shingles >> np.uint32(6)
+        for word in range(_WORDS):
+            here = np.where(words % np.uint32(_WORDS) == word, bits, np.uint64(0))
+            marks_NW[texts, word] = np.bitwise_or.reduceat(here, starts_N[texts] - starts_N[texts.start])
+    return marks_NW
 
 
 def banded(sets: Sets, cut: Banding) -> Hashes:

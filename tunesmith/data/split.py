@@ -43,7 +43,8 @@ _PLACED = np.dtype(
         *traits.READ_AT,
         ("id", "u8"),
         ("prompt", "u8"),
-        ("thread", "u8"),  # 0: none
+        ("claim", "u8"),  # the hash by which a group's side is chosen: of a thread, or of a prompt where there is none
+        ("position", "f8"),  # that of the claim
         ("pin", "i1"),  # the side that its source is pinned to, by its place in SIDES; -1: none
     ]
 )
@@ -132,8 +133,8 @@ def assign(rows: Traits, links: Links, prompts: sketches.Sketches, split: Split)
     held_out, free = np.flatnonzero(pins > _TRAIN), np.flatnonzero(pins <= _TRAIN)
     first_N, suspected = similar.joined(prompts, ALIKE, free, _known(links, pins <= _TRAIN))
     side_N = np.where(pins >= 0, pins, _TRAIN).astype(np.int8)
-    for group in _groups(first_N, free):
-        side_N[group] = _side_of(rows, group, shares)
+    if len(free):
+        _choose_sides(rows, first_N, free, shares, side_N)
     found = Assignment(side_N, {}, first_N, suspected)
     if len(held_out):
         _part_ways(rows, prompts, found, held_out)
@@ -152,8 +153,10 @@ def _part(cut: sketches.Banding, part: parts.Part, folder: Path) -> dict[str, An
     return {}
 
 
-def _placed(row: Row) -> tuple[int, ...]:
-    return int(row.id, 16), int(row.group, 16), _thread(row), _PINS[row.split]
+def _placed(row: Row) -> tuple[int | float, ...]:
+    prompt = int(row.group, 16)
+    claim = _thread(row) or prompt
+    return int(row.id, 16), prompt, claim, _position(claim), _PINS[row.split]
 
 
 def _thread(row: Row) -> int:
@@ -194,29 +197,26 @@ def _known(links: Links, free_N: NDArray[np.bool_]) -> sketches.Pairs:
     return mine["place"][same + 1], mine["place"][same]
 
 
-def _groups(first_N: Places, free: Places) -> Iterator[Places]:
-    order = free[np.argsort(first_N[free], kind="stable")]
+def _choose_sides(
+    rows: Traits, first_N: Places, free: Places, shares: dict[int, float], side_N: NDArray[np.int8]
+) -> None:
+    """For each group, by its least claim: a thread stays where it is when it grows. A group trains that is half a side,
+    or has a row that is pinned to train."""
+    order = free[np.lexsort((rows["claim"][free], first_N[free]))]
     begins = np.flatnonzero(np.diff(first_N[order], prepend=-1))
-    yield from np.split(order, begins[1:]) if len(order) else ()
-
-
-def _side_of(rows: Traits, group: Places, shares: dict[int, float]) -> int:
-    """By the least hash of a thread, or of a prompt where a row has none: a thread stays where it is when it grows. A
-    group with a row that is pinned to train, or that is half a side, trains."""
-    if (rows["pin"][group] == _TRAIN).any():
-        return _TRAIN
-    decides = np.where(rows["thread"][group] > 0, rows["thread"][group], rows["prompt"][group])
-    position, before = _position(int(decides.min())), 0.0
+    position_G, sizes_G = rows["position"][order[begins]], np.diff(begins, append=len(order))
+    side_G, before = np.full(len(begins), _TRAIN, np.int8), 0.0
     for side, share in shares.items():
+        inside = (position_G >= before) & (position_G < before + share)
+        side_G[inside & (sizes_G <= max(_SMALL, share * len(rows) / 2))] = side
         before += share
-        if position < before:
-            return side if len(group) <= max(_SMALL, share * len(rows) / 2) else _TRAIN
-    return _TRAIN
+    side_G[np.logical_or.reduceat(rows["pin"][order] == _TRAIN, begins)] = _TRAIN
+    side_N[order] = np.repeat(side_G, sizes_G)
 
 
-def _position(prompt: int) -> float:
-    """A prompt's place in [0, 1), evenly spread: 48 bits of its SHA-256, which a float holds exactly."""
-    return int.from_bytes(hashlib.sha256(f"{prompt:016x}".encode()).digest()[:6]) / 2**48
+def _position(hash: int) -> float:
+    """A place in [0, 1), evenly spread: 48 bits of the SHA-256 of a hash, which a float holds exactly."""
+    return int.from_bytes(hashlib.sha256(f"{hash:016x}".encode()).digest()[:6]) / 2**48
 
 
 def _part_ways(rows: Traits, prompts: sketches.Sketches, found: Assignment, held_out: Places) -> None:
@@ -285,15 +285,14 @@ def _certify(
     looked for once more, among the rows as they were assigned, and told beside what a random split would have leaked.
     """
     train, validation, test = (assigned.of(side) for side in (_TRAIN, _VALIDATION, _TEST))
-    pairs = ((train, test), (train, validation), (test, validation))
-    found = [similar.across(prompts, ALIKE, these, others) for these, others in pairs]
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(assigned.side_N != _GONE))
+    exam, rest = np.sort(drawn[: len(test)]), np.sort(drawn[len(test) :])
+    pairs = ((train, np.union1d(test, validation)), (test, validation), (rest, exam))
+    *found, known = [similar.across(prompts, ALIKE, these, others) for these, others in pairs]
     leaks, uncompared = sum(len(one.alike) for one in found), sum(len(one.uncompared) for one in found)
     leaks += _on_two_sides(links, assigned)
     assert not leaks, f"{leaks} rows have their like on another side"
     assert not uncompared, f"{uncompared} rows may have their like on another side"
-    drawn = np.random.default_rng(0).permutation(np.flatnonzero(assigned.side_N != _GONE))
-    exam, rest = np.sort(drawn[: len(test)]), np.sort(drawn[len(test) :])
-    known = similar.across(prompts, ALIKE, rest, exam)
     facts = {
         "alike_from": ALIKE,
         "shingle": sketches.SHINGLE,

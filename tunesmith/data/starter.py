@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core import inputs
+import yaml
+
+from tunesmith.core import hub, inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.data import load, unpack
@@ -50,11 +54,17 @@ def project_file(data: Path, root: Path) -> str:
 
     Raises ConfigError when it names no file, DataError when no column of it can serve as question and answer.
     """
-    if not inputs.is_here(data):
-        raise ConfigError(f"{data} is not on this machine", "init fetches nothing", "write it under data.sources")
-    if fault := inputs.fault(data):
+    if fault := _fault(data):
         raise ConfigError(fault, "init looks at files of examples", "tunesmith init YOUR_DATA.jsonl")
-    source = Source(path=data.resolve())
+    of_hub = hub.is_address(data)
+    if not inputs.is_here(data):
+        raise ConfigError(
+            f"{inputs.shown(data)} is not on this machine",
+            "init fetches nothing",
+            f"write `data: {{sources: [{{path: '{inputs.shown(data)}'}}]}}` and a `name` to tunesmith.yaml, then "
+            "tunesmith run --until load",
+        )
+    source = Source(path=data if of_hub else data.resolve())
     found = load.preview(source)
     fields = ""
     if not found["kept"]:
@@ -67,10 +77,10 @@ def project_file(data: Path, root: Path) -> str:
     as_json = bool(answers) and all(_is_json(answer) for answer in answers)
     shapes = ", ".join(f"{count} {shape}" for shape, count in found["shapes"].items())
     return _TEMPLATE.format(
-        file=data.name,
-        name=_name(data.resolve()),
+        file=_quoted(data.name),
+        name=_quoted(_name(source.path)),
         seen=f"first {found['rows_in']} records: {shapes}; {found['quarantined']} cannot be read",
-        path=_quoted(os.path.relpath(data.resolve(), root)),
+        path=_quoted(inputs.shown(data) if of_hub else os.path.relpath(source.path, root)),
         fields=fields,
         answer="json" if as_json else "text",
         answer_reason="the first answers are JSON objects"
@@ -80,8 +90,19 @@ def project_file(data: Path, root: Path) -> str:
     )
 
 
+def _fault(data: Path) -> str | None:
+    try:
+        return inputs.fault(data)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        return f"{data} cannot be looked up: {error.strerror}"
+    except ValueError as error:  # an address of the hub that can be none
+        return str(error)
+
+
 def _name(data: Path) -> str:
-    """The name of the file or folder; of a glob, the folder that it begins in."""
+    """The name of the file, folder or data set; of a glob, the folder that it begins in."""
+    if hub.is_address(data):
+        data = Path(hub.address(data).name)
     while inputs.is_glob(data):
         data = data.parent
     stem = data.name if data.is_dir() else Path(unpack.inner_name(data.name)).stem
@@ -112,5 +133,8 @@ def _is_json(text: str) -> bool:
 
 
 def _quoted(text: str | None) -> str:
-    """A YAML scalar: plain where that is safe, else JSON, which is YAML too."""
-    return text if text and re.fullmatch(r"[A-Za-z_][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
+    """A YAML scalar: plain where that is safe, which `yes`, `null`, `2024` and `2024-01-31` are not."""
+    with suppress(ValueError):  # what looks like a date and is none
+        if text and re.fullmatch(r"[A-Za-z0-9_][\w./-]*", text) and yaml.safe_load(text) == text:
+            return text
+    return str(yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)).strip()

@@ -1,4 +1,5 @@
-"""Every text that a row holds, wherever it stands: in messages, in arguments of tool calls, in a rejected answer.
+"""Every text that a row holds, wherever it stands: in messages, in arguments of tool calls, in a rejected answer, in
+what is said of its tools.
 
 Whole numbers in arguments count as texts of their digits: an account number may be one.
 """
@@ -24,19 +25,21 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def of_row(row: Row) -> Iterator[str]:
-    """Those of its messages and of its rejected answer."""
+    """Those of its messages, of its rejected answer and of its tools."""
     for message in row.messages:
         yield message["content"]
         if len(message) > 2:  # more than role and content
             yield from texts([value for key, value in message.items() if key not in ("role", "content")])
     if row.rejected is not None:
         yield row.rejected
+    yield from texts(row.tools)
 
 
 def changed(row: Row, change: Callable[[str], str]) -> Row:
     """The row with each of these texts changed; keys and roles stay."""
     messages = [{**_changed(message, change), "role": message["role"]} for message in row.messages]
-    return replace(row, messages=messages, rejected=None if row.rejected is None else change(row.rejected))
+    rejected = None if row.rejected is None else change(row.rejected)
+    return replace(row, messages=messages, rejected=rejected, tools=_changed(row.tools, change))
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:

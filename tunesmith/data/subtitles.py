@@ -33,10 +33,12 @@ class Cue:
 
 def read(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The text, and which line of it (from 0) begins with the cue at which line of the file; raises Unusable where no
-    cue is found."""
+    cue says anything."""
     found = list(cues(text))
-    if not found:
-        raise Unusable("no cues in it", "a cue is a line of times (00:00:01,000 --> 00:00:02,000) and lines of text")
+    if not any(cue.texts for cue in found):
+        raise Unusable(
+            "no cues with text in it", "a cue is a line of times (00:00:01,000 --> 00:00:02,000) and lines of text"
+        )
     lines: list[str] = []
     marks: list[tuple[int, int]] = []
     words: list[str] = []

@@ -17,7 +17,8 @@ from string import ascii_lowercase, ascii_uppercase, digits
 from tunesmith.data.recognisers import KEY_BEGINS, digits_of, iban_rest, luhn_rest
 
 _SECRET = ("secret", "key", "jwt")
-_SHORT = 8  # characters; there are too few secrets that are shorter
+_SHORT = 8  # letters and digits; there are too few secrets that have less
+_MOST = 10_000  # values of one kind; a code without digits has no others at all
 
 _CARDS = [  # how an issuer's cards begin, and how its test cards do
     (r"4", "400000"), (r"5[1-5]|2[2-7]", "555555"), (r"3[47]", "378282"), (r"35", "356600"), (r"3[0689]", "305693"),
@@ -51,8 +52,9 @@ def placeholder(kind: str, value: str, number: int) -> str:
 
 
 def surrogate(kind: str, value: str, number: int) -> str:
-    """Another value of the kind, for each number another one; a placeholder for kinds of the project's own."""
-    return _MADE[kind](value, number) if kind in _MADE else placeholder(kind, value, number)
+    """Another value of the kind, for each number another one; a placeholder for kinds of the project's own, and where
+    there are no more others of the value's form."""
+    return _MADE[kind](value, number) if kind in _MADE and number < _MOST else placeholder(kind, value, number)
 
 
 def _email(value: str, number: int) -> str:
@@ -62,11 +64,13 @@ def _email(value: str, number: int) -> str:
 def _phone(value: str, number: int) -> str:
     extension = _EXTENSION.search(value)
     body = value[: extension.start()] if extension else value
-    plain = re.sub(r"^00", "+", ("+" if body.startswith("+") else "") + digits_of(body))
+    abroad = "00" if not body.startswith("+") and digits_of(body).startswith("00") else ""
+    plain = ("+" if body.startswith("+") or abroad else "") + digits_of(body).removeprefix(abroad)
     for form, kept, free in _FICTIONAL:
         match = re.fullmatch(form, plain)
         if match and number < 10**free:
-            return _laid_out(body, digits_of(match[1]) + kept + f"{number:0{free}}") + value[len(body) :]
+            made = abroad + digits_of(match[1]) + kept + f"{number:0{free}}"
+            return _laid_out(body, made) + value[len(body) :]
     country = re.match(r"\D*(\d{1,3})\b", body) if plain.startswith("+") else None
     known = len(country[1]) if country else 0
     return _laid_out(body, digits_of(body)[:known] + f"{number:0{len(digits_of(body)) - known}}") + value[len(body) :]
@@ -125,7 +129,7 @@ def _base64(text: str) -> str:
 
 
 def _secret(value: str, number: int) -> str:
-    return _drawn(value + "aA0aA0aA"[: max(0, _SHORT - len(value))], f"secret {number}")
+    return _drawn(value + "aA0aA0aA"[: max(0, _SHORT - sum(map(str.isalnum, value)))], f"secret {number}")
 
 
 _MADE: dict[str, Callable[[str, int], str]] = {
@@ -147,7 +151,7 @@ def _drawn(value: str, seed: str) -> str:
 
 
 def _alike(character: str, by: int) -> str:
-    for alphabet in (digits, ascii_lowercase, ascii_uppercase):
-        if character in alphabet:
-            return alphabet[by % len(alphabet)]
-    return character
+    if not character.isalnum():
+        return character
+    alphabet = digits if character.isdigit() else ascii_uppercase if character.isupper() else ascii_lowercase
+    return alphabet[by % len(alphabet)]

@@ -215,10 +215,11 @@ def _items(texts: list[Path], unpacked: Path) -> tuple[list[collect.Item], dict[
     skipped: list[collect.Skipped] = []
     for i, path in enumerate(texts):
         found = list(collect.collected(path, documents.why_not, unpacked / f"{i:03d}"))
-        skipped += [one for one in found if isinstance(one, collect.Skipped)]
+        passed_over = [one for one in found if isinstance(one, collect.Skipped)]
         of_path = [one for one in found if isinstance(one, collect.Item)]
         if not of_path:
-            raise collect.nothing_to_read(path, collect.told(skipped), documents.KINDS)
+            raise collect.nothing_to_read(path, collect.told(passed_over), documents.KINDS)
+        skipped += passed_over
         items += of_path
     return items, collect.told(skipped)
 

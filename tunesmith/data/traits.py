@@ -6,19 +6,22 @@ all rows at once, where a row is known by its place, and told as rulings.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from tunesmith.core import store
-from tunesmith.core.records import Row, content_id, normalised
+from tunesmith.core.records import Row, normalised, words_of
 from tunesmith.data.answers import parse_json
 
 Places = NDArray[np.int64]
@@ -44,7 +47,7 @@ COMPARED = np.dtype(
 )
 
 _NUMBER = re.compile(r"(?:[-+−*/×÷^<>=]\s*)?\d+(?:[.,:]\d+)*%?")  # normalised text has lost signs and decimal points
-_DIGIT = re.compile(r"\d")
+_NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))
 _WORD = re.compile(r"[^\W_]+(?:['’]t)?")
 _DENYING = """
     no not never none nobody nothing nowhere neither nor without cannot
@@ -127,29 +130,34 @@ def prompt_text(row: Row) -> str:
 
 def compared(row: Row) -> tuple[int | float, ...]:
     """The values of COMPARED, behind those of READ_AT."""
-    prompt = row.prompt
-    texts, calls = [normalised(m["content"]) for m in prompt], [m.get("tool_calls") for m in prompt]
-    numbers = [_NUMBER.findall(m["content"]) if _DIGIT.search(m["content"]) else [] for m in prompt]
-    system = [text for text, m in zip(texts, prompt) if m["role"] == "system"]
-    turns = [i for i, m in enumerate(prompt) if m["role"] != "system"]
-    side = row.split if row.split in ("validation", "test") else "train"
+    last, side = row.messages[-1], row.split if row.split in ("validation", "test") else "train"
+    context, system, figures, denied, prompt_words = [], [], list[str](), list[str](), 0
+    for m in row.prompt:
+        words, numbers = words_of(m["content"]), _numbers(m["content"])
+        text = " ".join(words) or m["content"].strip()
+        context.append([m["role"], text, numbers, m.get("tool_calls")])
+        if m["role"] == "system":
+            system.append(text)
+        else:
+            figures += numbers
+            denied += _negations(m["content"], words)
+            prompt_words += len(m["content"].split())
+    calls = [called for *_, called in context]
     words = row.answer.split()
-    said = [words, row.messages[-1].get("tool_calls"), row.rejected and row.rejected.split()]
-    messages = [[m["role"], *of_message] for m, *of_message in zip(prompt, texts, numbers, calls)]
-    figures = sorted(number for i in turns for number in numbers[i])
-    denied = sorted(word for i in turns for word in _negations(prompt[i]["content"], texts[i]))
-    meaning = _meaning(row, words)
+    meaning, called, worse = _meaning(row.answer, words), last.get("tool_calls"), row.rejected and row.rejected.split()
+    says = hashed([meaning, called])
+    by_words = "text" in meaning and not called and worse is None  # then it means what it says
     return (
-        hashed([side, row.tools, messages]),
-        hashed(meaning),
-        hashed(said),
-        hashed([side, system, row.tools, calls, said[2], figures, denied]),
-        hashed([texts[i] for i in turns]),
-        sum(len(prompt[i]["content"].split()) for i in turns),
+        hashed([side, row.tools, context]),
+        says,
+        says if by_words else hashed([words, called, worse]),
+        _often([side, system, row.tools, calls, worse, sorted(figures), sorted(denied)]),
+        int(row.group, 16),
+        prompt_words,
         len(words),
-        hashed([system, row.tools]),
+        _often([system, row.tools]),
         int(row.id, 16),
-        bool(meaning[1]) or isinstance(meaning[0].get("json"), dict | list),
+        bool(called) or isinstance(meaning.get("json"), dict | list),
         -math.inf if row.time is None else row.time,
         side != "train",
     )
@@ -160,9 +168,16 @@ def together_with(kind_N: Hashes, answer_N: Hashes) -> Hashes:
     return kind_N * np.uint64(0x9E3779B97F4A7C15) ^ answer_N
 
 
-def _negations(text: str, words: str) -> list[str]:
-    """Those that a text has, in every way to write them; "n't" for all verbs that end so. `words` is it normalised."""
-    if _NEGATIONS.isdisjoint(words.split()) and " t " not in f"{words} ":
+def _numbers(text: str) -> list[str]:
+    if text.isascii() and not text.encode().translate(None, _NO_DIGIT):
+        return []
+    return _NUMBER.findall(text)
+
+
+def _negations(text: str, words: list[str]) -> list[str]:
+    """Those that a text has, in every way to write them; "n't" for all verbs that end so. `words` are its normalised
+    ones."""
+    if _NEGATIONS.isdisjoint(words) and "t" not in words:
         return []  # as nearly all of them do
     found = _WORD.findall(text.casefold())
     return [
@@ -171,16 +186,29 @@ def _negations(text: str, words: str) -> list[str]:
 
 
 def hashed(value: Any) -> int:
-    return int(content_id(value), 16)
+    """The first eight bytes of the SHA-256 of the value's canonical JSON: the number of its `content_id`."""
+    return _number(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
-def _meaning(row: Row, words: list[str]) -> list[Any]:
+def _often(value: Any) -> int:
+    """The same of a value that many rows share."""
+    return _known_number(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8])
+
+
+_known_number = lru_cache(maxsize=4096)(_number)
+
+
+def _meaning(answer: str, words: list[str]) -> dict[str, Any]:
     """The same for answers that say the same: JSON by its value, all else, its words, up to whitespace."""
-    said: dict[str, Any] = {"text": " ".join(words)}
-    if said["text"][:1] in _JSON_BEGINS:
+    text = " ".join(words)
+    if text[:1] in _JSON_BEGINS:
         with suppress(ValueError):
-            said = {"json": _one_number(parse_json(row.answer))}
-    return [said, row.messages[-1].get("tool_calls")]
+            return {"json": _one_number(parse_json(answer))}
+    return {"text": text}
 
 
 def _one_number(value: Any) -> Any:

@@ -30,6 +30,7 @@ _MAGIC: dict[bytes, Packing] = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",  # without a file in it
 }
 _BLOCK_BYTES = 1 << 20
 _BOMB_RATIO = 250  # logs come to a tenth or a thirtieth of their size, never to so little
@@ -83,7 +84,7 @@ def members(
         infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
         for number, info in enumerate(infos):
             parts = Path(info.filename).parts
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            if any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts):
                 continue
             if why_not(info.filename):
                 yield info.filename, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from datetime import date, time
+from contextlib import suppress
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 
@@ -119,6 +120,21 @@ def plain(value: Any, notes: list[str], level: int = 0) -> Any:
 def parse(text: str, notes: list[str]) -> Any:
     """The plain value of a JSON text that stands inside a record."""
     return plain(decode(text), notes)
+
+
+def seconds(value: Any) -> float | None:
+    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too."""
+    if value in (None, ""):
+        return None
+    with suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(number := float(value)):
+            return number
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        fix = f"write it as 2026-01-31, 2026-01-31T12:00 or a number; {short(value)} stands there"
+        raise Unusable("time cannot be read", fix) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def compact(value: Any) -> str:

@@ -9,6 +9,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "numbers.h"
@@ -85,24 +86,31 @@ void swiglu_backward(const T* grad, const T* pair, T* dpair, T* out, int64_t N, 
 }
 
 // Exponentials of x[0..n) less their maximum, into `out`, and their sum. The rest of a loop that fills no vector costs as
-// much as many vectors: so they are computed to the end of the last vector, where nothing adds.
-constexpr int64_t LANES = 16;
+// much as many vectors: so they are computed to the end of the last vector, where nothing adds. A vocabulary's many small
+// terms would vanish beside a large one, always to the same side: so they are added up in stretches first.
+constexpr int64_t LANES = 16, STRETCH = 64 * LANES;
 
 template <class T>
-float exponentials(const T* x, int64_t n, float* out, float* maximum) {
+double exponentials(const T* x, int64_t n, float* out, float* maximum) {
     const int64_t padded = (n + LANES - 1) / LANES * LANES;
     for (int64_t j = n; j < padded; j++) out[j] = -INFINITY;
     for (int64_t j = 0; j < n; j++) out[j] = load(x[j]);
-    float top = -INFINITY, sum = 0;
+    float top = -INFINITY;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < padded; j++) top = out[j] > top ? out[j] : top;
+    double total = 0;
+    for (int64_t from = 0; from < padded; from += STRETCH) {
+        const int64_t to = std::min(from + STRETCH, padded);
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < padded; j++) {
-        out[j] = fast_exp(out[j] - top);
-        sum += out[j];
+        for (int64_t j = from; j < to; j++) {
+            out[j] = fast_exp(out[j] - top);
+            sum += out[j];
+        }
+        total += sum;
     }
     *maximum = top;
-    return sum;
+    return total;
 }
 
 // In place: logits become d logp(label) / d logits = onehot(label) - softmax; beside them logp, and whether the label is
@@ -115,11 +123,12 @@ void label_softmax(T* logits, const int64_t* labels, float* logp, bool* correct,
     for (int64_t i = 0; i < N; i++) {
         T* x = logits + i * V;
         float* wide = rooms.data() + omp_get_thread_num() * room;
-        float top, label = load(x[labels[i]]), sum = exponentials(x, V, wide, &top);
-        logp[i] = label - top - std::log(sum);
+        float top, label = load(x[labels[i]]);
+        const double sum = exponentials(x, V, wide, &top);
+        logp[i] = label - top - static_cast<float>(std::log(sum));
         correct[i] = label == top;
         for (int64_t j = 0; correct[i] && j < labels[i]; j++) correct[i] = load(x[j]) != top;
-        float scale = -1.0f / sum;
+        const float scale = static_cast<float>(-1.0 / sum);
         for (int64_t j = 0; j < V; j++) store(x + j, wide[j] * scale);
         store(x + labels[i], 1.0f + wide[labels[i]] * scale);
     }

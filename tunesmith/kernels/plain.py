@@ -172,7 +172,8 @@ def _documents(of: Inputs) -> Iterator[tuple[slice, Tensor, Tensor]]:
 def label_softmax_(logits_CV: Tensor, y_C: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each label in fp32, and whether it is the first choice (of equals, the first in order); the
     logits become the derivative of the former, onehot(label) - softmax."""
-    logp_CV = logits_CV.float().log_softmax(-1)
+    wide_CV = logits_CV.float()
+    logp_CV = wide_CV - wide_CV.logsumexp(-1, keepdim=True)  # log_softmax loses a vocabulary's many small terms
     logp_C = logp_CV.gather(1, y_C[:, None])[:, 0]
     correct_C = logp_CV.argmax(1) == y_C
     gradient_CV = logp_CV.exp_().neg_().scatter_add_(1, y_C[:, None], torch.ones_like(logp_C)[:, None])

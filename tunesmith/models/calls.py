@@ -112,7 +112,7 @@ class Calls:
         if self._silent >= (_SILENT_IN_A_ROW if self._usage.answered else _SILENT_AT_FIRST):
             raise self._dead(f"{self._silent} questions in a row had no answer", passing)
         self._last = passing
-        return Reply(None, passing.reason)
+        return Reply(None, passing.reason, passing=True)
 
     def require_any(self) -> None:
         """Raises ResourceError when questions were asked and none had an answer, now or before."""

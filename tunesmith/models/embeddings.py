@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.core.console import say
 from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.errors import ResourceError
 from tunesmith.models.wire import Passing, Server
@@ -25,6 +26,7 @@ from tunesmith.models.wire import Passing, Server
 Vectors = NDArray[np.float32]
 
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 60.0
+_LONGEST_TOLD_WAIT_SECONDS = 600.0  # a server that says to wait longer is not waited for
 
 
 class Embeddings:
@@ -34,6 +36,8 @@ class Embeddings:
         """Raises ConfigError when the key's variable is not set."""
         self._settings, self._server, self._cache = settings, Server(settings), cache
         self._loop = asyncio.Runner()
+        self._dimensions = 0  # of the vectors, once one is seen
+        self._retried = False
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +68,8 @@ class Embeddings:
             for path, vector in zip(missing, await self._asked(list(missing.values()))):
                 _keep(path, vector)
                 found[path] = vector
+        for vector in found.values():
+            self._require_dimensions(len(vector))
         return np.stack([found[path] for path in paths])
 
     async def _asked(self, texts: list[str]) -> list[Vectors]:
@@ -73,14 +79,35 @@ class Embeddings:
                 return [np.array(vector, np.float32) for vector in await self._server.embed(texts)]
             except Passing as passing:
                 last = passing
+            told_seconds = last.wait_seconds or 0.0
+            if told_seconds > _LONGEST_TOLD_WAIT_SECONDS:
+                raise self._dead(f"it says to come again in {told_seconds / 60:,.0f} minutes: {last}")
             longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
             if attempt < self._settings.retries:
-                await asyncio.sleep(max(last.wait_seconds or 0.0, longest * random.uniform(0.5, 1)))
-        raise ResourceError(
+                self._tell(last)
+                await asyncio.sleep(max(told_seconds, longest * random.uniform(0.5, 1)))
+        raise self._dead(f"asked {1 + self._settings.retries} times for {len(texts):,} vectors; the last time: {last}")
+
+    def _tell(self, passing: Passing) -> None:
+        if not self._retried:
+            say(f"  {self._settings.url}: {passing}; asking again, up to {self._settings.retries} times each")
+        self._retried = True
+
+    def _dead(self, why: str) -> ResourceError:
+        return ResourceError(
             f"{self._settings.url} does not answer",
-            f"it was asked {1 + self._settings.retries} times for {len(texts):,} vectors; the last time: {last}",
+            why,
             "see that the server runs and can be reached, then run the same command again: what came is kept",
         )
+
+    def _require_dimensions(self, found: int) -> None:
+        self._dimensions = self._dimensions or found
+        if found != self._dimensions:
+            raise ResourceError(
+                f"{self._settings.url} gave vectors of {self._dimensions:,} and of {found:,} numbers",
+                "some are kept from earlier runs: another model was served under that name then",
+                f"remove {self._cache}, then run the same command again",
+            )
 
     def _path(self, text: str) -> Path:
         asked = f"{self._settings.url}\0{self._settings.model}\0{text}"

@@ -91,7 +91,7 @@ class Client:
                 yield under_way.popleft().result()
             self._calls.require_any()
         finally:
-            for left in under_way:
+            for left in reversed(under_way):  # those that wait first, or they would be sent in place of the others
                 left.cancel()
 
     def _ask_base(self, asked: Iterable[Asked]) -> Iterator[Reply]:

@@ -30,13 +30,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. Without a text, `fault` is a short phrase to count by."""
+    """What came back. Without a text, `fault` is a short phrase to count by, and `passing` tells whether the same
+    question, asked again, may be answered."""
 
     text: str | None
     fault: str = ""
     prompt_tokens: int = 0
     answer_tokens: int = 0
     cached: bool = False
+    passing: bool = False
 
 
 @dataclass

@@ -112,6 +112,10 @@ class Server:
             raise Passing("no connection" if connecting else f"no answer within {seconds:g} seconds") from None
         except httpx.ConnectError as error:
             raise Passing("no connection", str(error)) from None
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ConfigError(
+                f"{self.settings.url} is no address of a server", str(error), "mend endpoint.url"
+            ) from None
         except httpx.RequestError as error:
             raise Passing("the connection broke off", str(error)) from None
 
@@ -190,13 +194,18 @@ class Server:
 def _key(name: str | None) -> str:
     if name is None:
         return ""
-    if not os.environ.get(name):
+    key, mend = os.environ.get(name, "").strip(), f"export {name}=..., or name another variable in endpoint.key"
+    if not key:
         raise ConfigError(
-            f"the environment variable {name} is not set",
-            "endpoint.key says that it holds the API key",
-            f"export {name}=..., or name another variable in endpoint.key",
+            f"the environment variable {name} is not set", "endpoint.key says that it holds the API key", mend
         )
-    return os.environ[name].strip()
+    if not re.fullmatch("[!-~]+", key):  # no header can hold it, and who says so repeats it
+        raise ConfigError(
+            f"the environment variable {name} holds no API key",
+            "there are characters in it that no key has, such as blanks, ends of lines or curled quotes",
+            mend,
+        )
+    return key
 
 
 def _answer(text: str, max_tokens: int) -> Answer:
@@ -237,7 +246,7 @@ def _vectors(text: str, count: int) -> list[list[float]]:
         }
     except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
         raise Passing("an answer that holds no vectors", _line(str(error))) from None
-    if sorted(found) != list(range(count)) or len({len(vector) for vector in found.values()}) != 1:
+    if sorted(found) != list(range(count)) or len({len(vector) for vector in found.values()}) != 1 or not found[0]:
         raise Passing("an answer that holds other vectors than were asked for", f"{len(found)} for {count} texts")
     return [found[place] for place in range(count)]
 
