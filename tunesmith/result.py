@@ -173,7 +173,7 @@ class Show(_Part):
     plan: dict[str, Decision]
     artifacts: dict[str, str]
     """Paths of what the run wrote: report, adapter, merged, predictions, metrics, dropped and quarantined rows; with a
-    judge, its scores and what it dropped; with a stage of pretraining, its model and what it left out."""
+    judge, its scores and what it dropped; with growing, and with a stage of pretraining, what they left out."""
     steps: list[StepRecord]
 
 
@@ -328,7 +328,13 @@ def _artifacts(output: Path, found: dict[str, dict[str, Any]]) -> dict[str, str]
             "dropped_in_judging": folder(output, found["judge"]) / "dropped.jsonl",
         }
     if "grow" in found:
-        paths["dropped_in_growing"] = folder(output, found["grow"]) / "dropped.jsonl"
+        grown = folder(output, found["grow"])
+        names = {
+            "dropped_in_growing": "dropped.jsonl",
+            "quarantined_in_growing": "quarantine.jsonl",
+            "documents_quarantined_in_growing": "quarantined_documents.jsonl",
+        }
+        paths |= {name: grown / file for name, file in names.items() if (grown / file).is_file()}
     if "pretrain" in found:
         paths |= {
             "pretrained": folder(output, found["pretrain"]) / "model",

@@ -83,6 +83,7 @@ def test_the_ledger_accounts_for_rows_that_were_made(shown: tunesmith.Show) -> N
     assert rows.records + rows.made == rows.quarantined + rows.dropped + rows.train + rows.validation + rows.test
     assert rows.reasons["over the cap of its label"] == grown["reasons"]["over the cap of its label"]
     assert Path(shown.artifacts["dropped_in_growing"]).is_file()
+    assert [item["line"] for item in store.read_jsonl(Path(shown.artifacts["quarantined_in_growing"]))] == [31]
 
 
 def test_what_was_made_is_counted_stage_by_stage_and_file_by_file(shown: tunesmith.Show, project: Path) -> None:
