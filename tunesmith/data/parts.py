@@ -16,8 +16,9 @@ import pickle
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,23 +182,33 @@ def _by_ray(job: Job, work: list[tuple[Part, Path]]) -> Iterator[Done]:
 
 def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
     """Given out in order, and never many more than there are processes: results wait on the disk, not in memory."""
+    from multiprocessing import resource_tracker
+
     import joblib  # a fifth of a second, which short files need not wait
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = joblib.Parallel(processes, return_as="generator", batch_size=1, pre_dispatch=_AHEAD * processes)
+    resource_tracker.ensure_running()  # whoever starts it later lets go of the signals that `_deaf` holds back
     try:
-        with _deaf():
-            done = pool(joblib.delayed(_do)(job, *one, os.getpid()) for one in work)
-        yield from done
+        with ExitStack() as ending:
+            ending.callback(lambda: get_reusable_executor().shutdown(wait=True, kill_workers=True))
+            with _deaf():
+                done = pool(joblib.delayed(_do)(job, *one, os.getpid()) for one in work)
+                ending.callback(_give_up, done)  # first: what still gives out work would wait for the end of all work
+            yield from done
     except TerminatedWorkerError:
         raise ResourceError(
             "a process that read rows was killed",
             "most often because memory is short: then the system ends the process that needs the most",
             "free some memory, then run the same command again: what was read stays read",
         ) from None
-    finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _give_up(done: Generator[Done, None, None]) -> None:
+    """Ends what is left to do, if anything is."""
+    with warnings.catch_warnings(action="ignore"):  # there is one for work that is given up
+        done.close()
 
 
 @contextmanager
