@@ -99,6 +99,24 @@ def test_a_script_needs_no_guard_around_its_main_part(tmp_path: Path, small: lis
     assert done.stdout == f"{len(small)}\n", done.stderr
 
 
+def test_ctrl_c_that_comes_while_processes_are_started_is_heard(tmp_path: Path, small: list[parts.Part]) -> None:
+    """In a process of its own, in which none was started before."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from contextlib import contextmanager\nfrom pathlib import Path\nfrom tunesmith.core import interrupt\n"
+        "from tunesmith.data import parts\nfrom jobs import counted\n"
+        "deaf = parts._deaf\n@contextmanager\ndef disturbed():\n    with deaf():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n        yield\n"
+        "parts._deaf = disturbed\ninterrupt.install()\n"
+        f"found = list(parts.cut(Path({str(small[0].path)!r}), 300_000))\n"
+        f"try:\n    parts.each('count', counted, found, Path({str(tmp_path / 'kept')!r}))\n"
+        "except interrupt.Interrupted:\n    print('heard')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "heard\n", done.stderr
+
+
 def rows_of(path: Path, count: int) -> Path:
     """Rows of which some are equal, alike, contradictory, empty or no rows at all."""
     with open(path, "wb") as file:
