@@ -33,6 +33,7 @@ from tunesmith.core.errors import ConfigError, ResourceError, UserError
 PART_BYTES = 4 << 20
 
 _AHEAD = 2  # parts that are given out for each process
+_IDLE_SECONDS = 60  # after which a process ends that nobody gives work to: who started it may have been killed
 _BLOCK_BYTES = 1 << 18
 _FOUND = "found.json"
 _ON_RAY = ContextVar("_ON_RAY", default=False)
@@ -187,7 +188,7 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
     from joblib.externals.loky import ProcessPoolExecutor  # a fifth of a second, which short files need not wait
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    pool, under_way = ProcessPoolExecutor(processes), deque[Future[Done]]()
+    pool, under_way = ProcessPoolExecutor(processes, timeout=_IDLE_SECONDS), deque[Future[Done]]()
     try:
         for one in work:
             with _deaf():
