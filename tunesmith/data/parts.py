@@ -19,9 +19,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from tunesmith.core.errors import ConfigError, ResourceError, UserError
 PART_BYTES = 4 << 20
 
 _AHEAD = 2  # parts that are given out for each process
-_IDLE_SECONDS = 60  # after which a process ends that nobody gives work to: who started it may have been killed
+_IDLE_SECONDS = 10  # after which a process ends that nobody gives work to: who started it may have been killed
 _BLOCK_BYTES = 1 << 18
 _FOUND = "found.json"
 _ON_RAY = ContextVar("_ON_RAY", default=False)
@@ -185,10 +187,7 @@ def _by_ray(job: Job, work: list[tuple[Part, Path]]) -> Iterator[Done]:
 
 def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
     """Given out in order, and never many more than there are processes: results wait on the disk, not in memory."""
-    from joblib.externals.loky import ProcessPoolExecutor  # a fifth of a second, which short files need not wait
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    pool, under_way = ProcessPoolExecutor(processes, timeout=_IDLE_SECONDS), deque[Future[Done]]()
+    pool, under_way, is_done = _pool(processes), deque[Future[Done]](), False
     try:
         for one in work:
             with _deaf():
@@ -197,14 +196,25 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
-    except TerminatedWorkerError:
+        is_done = True
+    except BrokenProcessPool:
         raise ResourceError(
             "a process that read rows was killed",
             "most often because memory is short: then the system ends the process that needs the most",
             "free some memory, then run the same command again: what was read stays read",
         ) from None
     finally:
-        pool.shutdown(wait=True, kill_workers=True)
+        if not is_done:
+            _pool.cache_clear()
+            pool.shutdown(wait=True, kill_workers=True)
+
+
+@lru_cache(maxsize=1)
+def _pool(processes: int) -> Any:
+    """Processes that one step after the other gives work to, since each takes a second to start."""
+    from joblib.externals.loky import ProcessPoolExecutor  # a fifth of a second, which short files need not wait
+
+    return ProcessPoolExecutor(processes, timeout=_IDLE_SECONDS)
 
 
 @contextmanager
