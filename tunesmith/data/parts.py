@@ -114,7 +114,7 @@ def each(label: str, job: Job, parts: Iterable[Part], kept: Path, worth_bytes: i
     outcomes = _outcomes(job, work, 1 if alone else min(hardware.cores(), len(missing)))
     with progress(label, sum(part.stop - part.start for part, _ in work), "bytes") as bar:
         done = []
-        for (part, _), outcome in zip(work, outcomes):
+        for outcome, (part, _) in zip(outcomes, work):  # in this order, so that the outcomes come to their end
             bar.advance(part.stop - part.start, part.path.name)
             done.append(outcome)
     return done

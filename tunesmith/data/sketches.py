@@ -40,7 +40,8 @@ FACTOR, HALF, LOWER = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), np.uint64(0x
 
 _FACTORS = np.array([FACTOR, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 _MIX = np.uint32(0x9E3779B1)
-_BLOCK = 1 << 17  # shingles that are hashed at once: they stay in the processor's cache
+_BLOCK = 1 << 16  # shingles that are hashed at once: they stay in the processor's cache
+_BATCH = 2_000  # texts that are cut into shingles at once, for the same reason
 _AT_ONCE = 1 << 22  # shingles that are compared at once
 _WORDS = 4  # of 64 bits: the marks by which most pairs are told apart at a glance
 
@@ -137,7 +138,15 @@ def banding(threshold: float, texts: int) -> Banding:
 
 
 def shingled(texts: Sequence[str]) -> Sets:
-    """The sets of a batch of texts, none of which holds NUL."""
+    """The sets of texts, none of which holds NUL."""
+    some = [_shingled(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+    shingles_S = np.concatenate([np.zeros(0, np.uint32), *(shingles for shingles, _ in some)])
+    ends_N = np.cumsum(np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in some)]))
+    return Sets(shingles_S, ends_N, _marked(shingles_S, ends_N))
+
+
+def _shingled(texts: Sequence[str]) -> tuple[Hashes, Ints]:
+    """The shingles of a batch of texts, and how many each has."""
     padded = [text if len(text) >= SHINGLE else text.ljust(SHINGLE, "\0") for text in texts]
     lengths_N = np.fromiter(map(len, padded), np.int64, len(padded))
     letters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
@@ -156,8 +165,7 @@ def shingled(texts: Sequence[str]) -> Sets:
     keys.sort()
     keys = keys[np.diff(keys, prepend=~keys[:1]) != 0]
     counts_N = np.bincount((keys >> HALF).astype(np.int64), minlength=len(padded))
-    shingles_S, ends_N = keys.astype(np.uint32), np.cumsum(counts_N)
-    return Sets(shingles_S, ends_N, _marked(shingles_S, ends_N))
+    return keys.astype(np.uint32), counts_N
 
 
 def _marked(shingles_S: Hashes, ends_N: Ints) -> Codes:
