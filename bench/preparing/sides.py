@@ -28,7 +28,7 @@ SIZE = 4  # characters of a gram
 def ours(path: Path, out: Path) -> list[int]:
     """As the clean step does it: sketches by parts, on every core; candidates and their verification in one place.
     The processes stand ready (`ready`), as they do there: the step before began with starting them."""
-    pieces = list(parts.cut(path))
+    pieces = list(parts.cut(path, path.stat().st_size // (4 * hardware.cores())))
     count = sum(piece.lines for piece in pieces)
     cut = sketches.banding(THRESHOLD, count)
     done = parts.each("sketch", partial(_sketch, cut), pieces, out / "parts")
