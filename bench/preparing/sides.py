@@ -39,8 +39,8 @@ def ours(path: Path, out: Path) -> list[int]:
 def ready(out: Path) -> None:
     """Starts the processes that the parts are given to, and lets each import what it needs."""
     warming = out / "warming"
-    warming.write_text("a text to begin with\n" * 4 * hardware.cores(), encoding="utf-8")
-    pieces = list(parts.cut(warming, warming.stat().st_size // (2 * hardware.cores())))
+    warming.write_text(f"{'a text to begin with ' * 100}\n" * 200 * hardware.cores(), encoding="utf-8")
+    pieces = list(parts.cut(warming, 1))
     parts.each("sketch", partial(_sketch, sketches.banding(THRESHOLD, 10)), pieces, out / "warm")
 
 
