@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.api import Check
-from tunesmith.core.console import out
+from tunesmith.core.console import counted, out
 from tunesmith.data.difference import Difference, Said
 from tunesmith.data.history import Event, History
 from tunesmith.data.ledger import PERSONAL, Ledger, Loss, Source
@@ -157,7 +157,7 @@ def histories(found: list[History]) -> None:
         out.print(grid, soft_wrap=False)
         out.print()
         if history.more:
-            out.print(f"and {_rows(history.more)} more of that name", style="dim")
+            out.print(f"and {counted(history.more, 'row')} more of that name", style="dim")
 
 
 def difference(found: Difference) -> None:
@@ -177,12 +177,12 @@ def difference(found: Difference) -> None:
         grid.add_row("setting", _shown(setting))
     grid.add_row("rows", f"{found.same:,} the same, {found.added:,} added, {found.removed:,} removed")
     if found.answered_otherwise:
-        grid.add_row("", f"{_rows(found.answered_otherwise)} answered otherwise, to the same prompt")
+        grid.add_row("", f"{counted(found.answered_otherwise, 'row')} answered otherwise, to the same prompt")
     if found.asked_otherwise:
         told = "asked otherwise: another system message or other tools, or the same words in other writing"
-        grid.add_row("", f"{_rows(found.asked_otherwise)} {told}")
+        grid.add_row("", f"{counted(found.asked_otherwise, 'row')} {told}")
     for here, there, count in found.moved:
-        grid.add_row("moved", f"{_rows(count)} from {here} to {there}")
+        grid.add_row("moved", f"{counted(count, 'row')} from {here} to {there}")
     for kind, samples in found.samples.items():
         for sample in samples:
             grid.add_row()
@@ -233,17 +233,17 @@ def _facts(found: Ledger) -> Iterator[tuple[str, RenderableType]]:
         yield (
             side,
             (
-                f"{_rows(told['rows'])}{groups}, {told['tokens']:,} tokens, {told['learnt_tokens']:,} learnt; "
+                f"{counted(told['rows'], 'row')}{groups}, {told['tokens']:,} tokens, {told['learnt_tokens']:,} learnt; "
                 f"a row has {told['median']:,} (median), {told['p95']:,} (95 %), {told['longest']:,} at most"
             ),
         )
     for name, words in found.lengths.items():
-        yield name, f"{_words(words['p50'])} (median), {words['p95']:,} (95 %), {words['max']:,} at most"
+        yield name, f"{counted(words['p50'], 'word')} (median), {words['p95']:,} (95 %), {words['max']:,} at most"
     for kind, rows in found.personal_data.items():
-        yield "personal", f"{kind}: " + ", ".join(f"{what} in {_rows(count)}" for what, count in rows.items())
+        yield "personal", f"{kind}: " + ", ".join(f"{what} in {counted(count, 'row')}" for what, count in rows.items())
     for note, count in found.noted.items():
         if not note.startswith(tuple(PERSONAL)):
-            yield "noted", _shown(f"{note}: {_rows(count)}")
+            yield "noted", _shown(f"{note}: {counted(count, 'row')}")
     for label, values in found.labels.items():
         few = ", ".join(f"{_shown(value, 30)} {count:,}" for value, count in islice(values.items(), _MOST_VALUES))
         more = f", {len(values) - _MOST_VALUES:,} more" if len(values) > _MOST_VALUES else ""
@@ -326,14 +326,6 @@ def _grid() -> Table:
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column()
     return grid
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"
-
-
-def _words(count: int) -> str:
-    return f"{count:,} {'word' if count == 1 else 'words'}"
 
 
 def _count(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,5 +22,8 @@ def refused(part: parts.Part, folder: Path) -> dict[str, Any]:
 
 
 def killed(part: parts.Part, folder: Path) -> dict[str, Any]:
-    os.kill(os.getpid(), signal.SIGKILL)
+    """As the system does it where memory is short, if it is another process than the test's own."""
+    if os.getpid() != int(os.environ["TESTS"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
     return {}

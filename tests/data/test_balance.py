@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grown import grown, reasons_of, row, rows_of, splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,9 +21,6 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.records import Row
 from tunesmith.data import balance, topics
 from tunesmith.data.drops import Drops
-
-sys.path.insert(0, str(Path(__file__).parent))
-from grown import grown, reasons_of, row, rows_of, splits
 
 THEMES = {
     "cards": ["my bank card was declined at the shop {}", "the new bank card has not arrived {}"],

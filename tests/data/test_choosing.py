@@ -1,21 +1,17 @@
 """A model chooses among contradicting answers: what it is asked over the network, and what becomes of the rows."""
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
+from served import serving
 
 from tunesmith.core import store
 from tunesmith.core.clean_section import Clean
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import pipeline
-
-sys.path.insert(0, str(Path(__file__).parent))
-import faults
-from served import serving
 
 
 def row(prompt: str, answer: str, line: int, **more: Any) -> Row:

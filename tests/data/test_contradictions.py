@@ -1,19 +1,15 @@
 """Contradictions: what is one context, what is the same answer, and the three ways to go on."""
 
 import csv
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from judged import finding, judged
 
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data import contradictions
-
-sys.path.insert(0, str(Path(__file__).parent))
-from judged import finding, judged
 
 
 def resolve(

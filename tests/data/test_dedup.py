@@ -2,20 +2,16 @@
 
 import csv
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from judged import judged
 
 from tunesmith.core.records import Dropped, Kept, Row, normalised
 from tunesmith.data import dedup, sketches
 from tunesmith.data.traits import prompt_text
-
-sys.path.insert(0, str(Path(__file__).parent))
-from judged import judged
 
 
 def exact(rows: list[Row]) -> list[Kept | Dropped]:

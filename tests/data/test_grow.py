@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from grown import SIDES, grown, lines, reasons_of, row, rows_of, splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +18,6 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
 from tunesmith.data import history, mix
 from tunesmith.data.noise import noisy
-
-sys.path.insert(0, str(Path(__file__).parent))
-from grown import SIDES, grown, lines, reasons_of, row, rows_of, splits
 
 QUESTIONS = [f"How do I return parcel {i * 7919:x} that came {'abcdefgh'[i % 8] * 4} late to me?" for i in range(48)]
 GENERAL = [f"Tell me something about the number {i * i * 7919} and its neighbours" for i in range(40)]

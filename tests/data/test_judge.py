@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
+import served
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,10 +31,6 @@ from tunesmith.data import judge, rubric
 from tunesmith.data.rubric import Verdict
 from tunesmith.models import base as bases
 from tunesmith.models.endpoint import Client, Reply
-
-sys.path.insert(0, str(Path(__file__).parent))
-import faults
-import served
 
 _NUMBER = re.compile(r"number (\d+)")
 

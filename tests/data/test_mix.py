@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grown import grown, lines, reasons_of, row, rows_of, splits
 from pydantic import ValidationError
 
 from tunesmith.core import store
@@ -18,9 +18,6 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import load
 from tunesmith.data.mix import MIXED
 from tunesmith.models import base as bases
-
-sys.path.insert(0, str(Path(__file__).parent))
-from grown import grown, lines, reasons_of, row, rows_of, splits
 
 EXAM = "Which documents does a traveller need to rent a bicycle in the old harbour?"
 GENERAL = [f"Tell me something about the number {i * i * 7919} and its neighbours" for i in range(60)]

@@ -4,13 +4,10 @@
 """
 
 import json
-import sys
 from pathlib import Path
 from random import Random
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from cleaning import planted, values
 
 CHECKSUM = ["email", "card", "iban", "ssn", "ip address", "json web token"]

@@ -2,9 +2,8 @@
 that are hardly any."""
 
 import random
-import sys
-from pathlib import Path
 
+import duplicates as bench
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -14,9 +13,6 @@ from tunesmith.core.data_section import Split
 from tunesmith.core.records import Row, normalised
 from tunesmith.core.step import Artifact
 from tunesmith.data import similar, sketches, split
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import duplicates as bench
 
 
 @pytest.mark.parametrize("threshold", bench.THRESHOLDS)

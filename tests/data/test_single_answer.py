@@ -3,17 +3,13 @@
 import csv
 import json
 import math
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
+from judged import finding, judged
 
 from tunesmith.core.records import Dropped, Row
 from tunesmith.data import contradictions
-
-sys.path.insert(0, str(Path(__file__).parent))
-from judged import finding, judged
 
 
 def row(prompt: str, answer: str, line: int = 1, system: str = "", calls: object = None, **more: object) -> Row:

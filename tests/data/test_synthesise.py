@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grown import SIDES, grown, reasons_of, row, rows_of, splits
+from served import Served, model_of, serving
 
 from tunesmith.core import store
 from tunesmith.core.clean_section import Clean
@@ -20,10 +21,6 @@ from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
 from tunesmith.data import questions
 from tunesmith.models import base as bases
-
-sys.path.insert(0, str(Path(__file__).parent))
-from grown import SIDES, grown, reasons_of, row, rows_of, splits
-from served import Served, model_of, serving
 
 Say = Callable[[list[dict[str, str]], int], str]
 Serve = Callable[[Say], AbstractContextManager[Served]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from finished import folder_of, summary_of
 from typer.testing import CliRunner
 
 import tunesmith
@@ -53,15 +54,6 @@ def shown(project: Path) -> tunesmith.Show:
     found = tunesmith.run(project)
     assert isinstance(found, tunesmith.Show)
     return found
-
-
-def folder_of(shown: tunesmith.Show, step: str) -> Path:
-    return next(Path(s.folder) for s in shown.steps if s.step == step)
-
-
-def summary_of(shown: tunesmith.Show, step: str) -> dict[str, Any]:
-    summary: dict[str, Any] = store.read_json(folder_of(shown, step) / "record.json")["summary"]
-    return summary
 
 
 def test_what_trains_is_what_growing_left(shown: tunesmith.Show) -> None:

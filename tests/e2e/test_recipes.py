@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from served import model_of, serving
 
 import tunesmith
 from tunesmith.core import inputs, store
@@ -20,9 +20,6 @@ from tunesmith.data.documents import Document
 from tunesmith.data.documents import read as read_documents
 from tunesmith.data.passages import passages
 from tunesmith.models import base as bases
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from served import model_of, serving
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WHAT_HAPPENS = {

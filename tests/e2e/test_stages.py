@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from finished import folder_of, summary_of
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -52,15 +53,6 @@ def shown(project: Path) -> tunesmith.Show:
     found = tunesmith.run(project)
     assert isinstance(found, tunesmith.Show)
     return found
-
-
-def folder_of(shown: tunesmith.Show, step: str) -> Path:
-    return next(Path(s.folder) for s in shown.steps if s.step == step)
-
-
-def summary_of(shown: tunesmith.Show, step: str) -> dict[str, Any]:
-    summary: dict[str, Any] = store.read_json(folder_of(shown, step) / "record.json")["summary"]
-    return summary
 
 
 @torch.no_grad()

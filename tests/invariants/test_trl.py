@@ -53,6 +53,7 @@ def write(folder: Path, rows: list[chat.Rendered]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the rivals are installed first
 def test_our_loss_is_trls(found: dict[str, Any]) -> None:
     assert found["loss_steps"] == STEPS
     rounding = 1e-5 * max(found["runs"]["TRL"]["losses"])  # the band is one sample, and may be all but nothing
@@ -60,6 +61,7 @@ def test_our_loss_is_trls(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the rivals are installed first
 def test_both_learn_the_same_tokens_alike(found: dict[str, Any]) -> None:
     """The gradients agree too, and the loss falls: the curves are not alike for lack of learning."""
     ours, theirs = found["runs"]["ours"], found["runs"]["TRL"]

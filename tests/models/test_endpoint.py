@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import orjson
 import pytest
+import served
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,10 +25,6 @@ from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.step import _stable
 from tunesmith.models import base as bases
 from tunesmith.models.endpoint import Asked, Client, Reply, Usage, json_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import faults
-import served
 
 SECRET = "sk-very-secret-0123456789"
 

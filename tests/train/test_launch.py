@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launched import trained
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,9 +35,6 @@ from tunesmith.train import launch, passes
 from tunesmith.train import run as training
 from tunesmith.train.batches import shares
 from tunesmith.train.processes import Processes
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launched import trained
 
 Log = list[dict[str, Any]]
 Together = dict[str, tuple[Log, dict[str, Tensor]]]

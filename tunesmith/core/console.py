@@ -20,6 +20,11 @@ def say(line: str) -> None:
     err.print(line, markup=False)
 
 
+def counted(count: int, what: str) -> str:
+    """1 row, 1,200 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 class Bar(Protocol):
     def advance(self, amount: float, note: str = "") -> None:
         """Moves on by `amount` units; `note` replaces the text behind the bar."""

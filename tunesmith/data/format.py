@@ -62,7 +62,7 @@ def run(format: Format, base: Base, splits: Artifact, out: Path, kept: Path | No
     pieces = [replace(piece, source=i) for i, side in enumerate(SIDES) for piece in parts.cut(splits / f"{side}.jsonl")]
     with parts.workplace(kept, out) as work:
         done = parts.each("format", partial(_part, renderer), pieces, work, _WORTH_BYTES)
-        parts.concatenate(done, "dropped.jsonl", out / "dropped.jsonl")
+        parts.concatenate([one.folder / "dropped.jsonl" for one in done], out / "dropped.jsonl")
         for i, side in enumerate(SIDES):
             summary[side] = _side(out, side, [one for piece, one in zip(pieces, done) if piece.source == i])
     samples = [sample for piece, one in zip(pieces, done) if piece.source == 0 for sample in one.found["samples"]]
@@ -134,7 +134,7 @@ def _side(out: Path, side: str, done: list[parts.Done]) -> dict[str, Any]:
     """Puts a side's parts together, and counts what there is."""
     from tunesmith.models.tokens import Tokens
 
-    parts.concatenate(done, "rows.jsonl", out / f"{side}.jsonl")
+    parts.concatenate([one.folder / "rows.jsonl" for one in done], out / f"{side}.jsonl")
     lengths_N = np.concatenate(
         [np.zeros(0, np.int64), *(np.fromfile(one.folder / "lengths", np.int64) for one in done)]
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from tunesmith.core import certificate, store
 from tunesmith.core.clean_section import Clean
+from tunesmith.core.console import counted
 from tunesmith.core.data_section import Grow
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
@@ -71,7 +72,7 @@ def run(
             told["mix"] = mix.run(mix.General(grow.mix, clean, max_quarantined, exam, drops), own, base, out)
             whole.append(work / "mixed.jsonl")
             own += told["mix"]["mixed"]
-        _concatenate(whole, out / "train.jsonl")
+        parts.concatenate(whole, out / "train.jsonl")
         changes = _noted(told["balance"], whole[1:])
         facts = _certify(certified, exam, out)
         dropped = drops.counts.total()
@@ -140,17 +141,10 @@ def _certify(certified: dict[str, Any], exam: known.Exam, out: Path) -> dict[str
     return certificate.seal(out, {**facts, "leaks": leaks, "grown": grown}, [f"{side}.jsonl" for side in SIDES])
 
 
-def _concatenate(files: Sequence[Path], whole: Path) -> None:
-    with open(whole, "wb") as file:
-        for path in files:
-            with open(path, "rb") as piece:
-                shutil.copyfileobj(piece, file)
-
-
 def _said(told: dict[str, Any], train: int, dropped: int) -> dict[str, Any]:
     said, warnings = [f"{train:,} train, {dropped:,} dropped"], list[str]()
     if found := told["balance"]:
-        repeats, drops = _counted(found["repeats"], "repeat"), _counted(found["dropped"], "drop")
+        repeats, drops = counted(found["repeats"], "repeat"), counted(found["dropped"], "drop")
         said.append(f"{repeats} and {drops} to balance {found['by']}s")
     if found := told["synthesise"]:
         kinds = ", ".join(f"{its['kept']:,} {kind}" for kind, its in found["kinds"].items())
@@ -160,7 +154,7 @@ def _said(told: dict[str, Any], train: int, dropped: int) -> dict[str, Any]:
             said += [f"{read['quarantined']:,} of the documents cannot be read"] if read["quarantined"] else []
             said += [collect.sentence(read["skipped"])] if read["skipped"] else []
     if found := told["mix"]:
-        said.append(f"{_counted(found['mixed'], 'general row')} ({found['share']:.1%})")
+        said.append(f"{counted(found['mixed'], 'general row')} ({found['share']:.1%})")
         said += [f"{found['quarantined']:,} quarantined"] if found["quarantined"] else []
         warnings += found["warnings"]
     return {
@@ -168,7 +162,3 @@ def _said(told: dict[str, Any], train: int, dropped: int) -> dict[str, Any]:
         "vouched": f"Certified anew: of the training rows ({train:,}), none is like one of the exam or of validation.",
         "warnings": warnings,
     }
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from tunesmith.core import store
+from tunesmith.core.console import counted
 from tunesmith.core.errors import DataError
 from tunesmith.core.finished import Finished
 from tunesmith.core.records import Row
@@ -291,8 +292,8 @@ def _side(now: _Found) -> Iterator[str]:
     if not alike and pin == "auto":
         yield "no other row's prompt is like its own"
     elif alike:
-        rows = "row" if len(alike) == 1 else "rows"
-        yield f"in one group, which stays on one side, with {len(alike):,} {rows} of like prompts or prompts like those"
+        others = counted(len(alike), "row")
+        yield f"in one group, which stays on one side, with {others} of like prompts or prompts like those"
     shown = _alike(now.line, alike[:_AT_ONCE])
     yield from (f"{similarity:.2f} like {where}" for similarity, where in shown[:_ALIKE_SHOWN])
     yield from _nearest(now, "train" if now.kind != "train" else "test")

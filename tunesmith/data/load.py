@@ -81,8 +81,8 @@ def run(
     with collect.workplace(kept, out) as unpacked, parts.workplace(kept, out) as work:
         pieces, skipped = _pieces(sources, unpacked)
         done = parts.each("load", partial(_part, sources, system, max_quarantined), pieces, work)
-        parts.concatenate(done, "quarantine.jsonl", out / "quarantine.jsonl")
-        parts.concatenate(done, "rows.jsonl", out / "rows.jsonl")
+        for name in ("rows.jsonl", "quarantine.jsonl"):
+            parts.concatenate([one.folder / name for one in done], out / name)
     ledgers: dict[tuple[int, str], Ledger] = {}
     for piece, one in zip(pieces, done):
         ledgers.setdefault((piece.source, piece.name), Ledger(piece.name)).add(one.found)

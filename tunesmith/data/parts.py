@@ -16,9 +16,8 @@ import pickle
 import shutil
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,9 +31,8 @@ from tunesmith.core import hardware, store
 from tunesmith.core.console import progress
 from tunesmith.core.errors import ConfigError, ResourceError, UserError
 
-PART_BYTES = 4 << 20
+PART_BYTES = 1 << 20
 
-_AHEAD = 2  # parts that are given out for each process
 _IDLE_SECONDS = 10  # after which a process ends that nobody gives work to: who started it may have been killed
 _BLOCK_BYTES = 1 << 18
 _FOUND = "found.json"
@@ -120,12 +118,12 @@ def each(label: str, job: Job, parts: Iterable[Part], kept: Path, worth_bytes: i
     return done
 
 
-def concatenate(done: Iterable[Done], name: str, path: Path) -> None:
-    """One file of the parts' files of this name."""
-    with open(path, "wb") as whole:
-        for one in done:
-            with open(one.folder / name, "rb") as file:
-                shutil.copyfileobj(file, whole)
+def concatenate(files: Iterable[Path], whole: Path) -> None:
+    """One file of many."""
+    with open(whole, "wb") as into:
+        for path in files:
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, into)
 
 
 @contextmanager
@@ -186,16 +184,23 @@ def _by_ray(job: Job, work: list[tuple[Part, Path]]) -> Iterator[Done]:
 
 
 def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
-    """Given out in order, and never many more than there are processes: results wait on the disk, not in memory."""
-    pool, under_way, is_done = _pool(processes), deque[Future[Done]](), False
+    """A thread for each process takes the next part. One of them works on it here, where it can begin before another
+    process has started."""
+    helpers, threads, here = _helpers(processes - 1), ThreadPoolExecutor(processes), threading.Lock()
+
+    def done(part: Part, folder: Path) -> Done:
+        if here.acquire(blocking=False):
+            try:
+                return _do(job, part, folder, os.getpid())
+            finally:
+                here.release()
+        with _deaf():
+            asked: Future[Done] = helpers.submit(_do, job, part, folder, os.getpid())
+        return asked.result()
+
+    outcomes, is_done = [threads.submit(done, *one) for one in work], False
     try:
-        for one in work:
-            with _deaf():
-                under_way.append(pool.submit(_do, job, *one, os.getpid()))
-            if len(under_way) >= _AHEAD * processes:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        yield from (outcome.result() for outcome in outcomes)
         is_done = True
     except BrokenProcessPool:
         raise ResourceError(
@@ -204,13 +209,15 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
             "free some memory, then run the same command again: what was read stays read",
         ) from None
     finally:
+        threads.shutdown(wait=False, cancel_futures=True)
         if not is_done:
-            _pool.cache_clear()
-            pool.shutdown(wait=True, kill_workers=True)
+            _helpers.cache_clear()
+            helpers.shutdown(wait=True, kill_workers=True)
+        threads.shutdown(wait=True)
 
 
 @lru_cache(maxsize=1)
-def _pool(processes: int) -> Any:
+def _helpers(processes: int) -> Any:
     """Processes that one step after the other gives work to, since each takes a second to start."""
     from joblib.externals.loky import ProcessPoolExecutor  # a fifth of a second, which short files need not wait
 
@@ -220,21 +227,13 @@ def _pool(processes: int) -> Any:
 @contextmanager
 def _deaf() -> Iterator[None]:
     """Processes that are started within it never hear Ctrl-C, which a terminal sends to all: it is this one that ends
-    them. What was sent meanwhile, to this thread or to another, is heard afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what becomes of a signal
-        return
+    them. In a thread that is not the main one, which goes on hearing it."""
     resource_tracker.ensure_running()  # up to Python 3.13 it lets Ctrl-C through again when it has started
-    sent: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: sent.append(number))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process inherits
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGINT, before)
-        if sent:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _do(job: Job, part: Part, folder: Path, asker: int | None) -> Done:

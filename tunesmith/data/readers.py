@@ -9,9 +9,8 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.values import Unusable, advice, decode, is_unicode, kind, named, too_deep, too_long
@@ -40,8 +39,7 @@ _ARRAY = re.compile(r'\s*(?:\{\s*"(?P<key>[^"\\]*)"\s*:\s*)?\[')
 _BETWEEN = re.compile(r"[\s,]*")
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What stands at one place of a file: a value, or the problem with it.
 
     `line` counts from 1; in JSON arrays and Parquet files it is the record's number. `swallows` marks a problem that

@@ -10,8 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.core.data_section import Fields
 from tunesmith.core.records import Message, content_id
@@ -38,8 +37,7 @@ _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What a record holds: its shape, its turns in any dialect, the worse answer of a preference pair, and the tools
     of a logged request."""
 
@@ -49,8 +47,7 @@ class Reading:
     tools: Any = None
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """A record as the parts of a Row; `notes` are the repairs that it took."""
 
     shape: str
@@ -224,7 +221,7 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
     if reading is None:
         return None
     _refuse_bad(record, label)
-    return replace(reading, shape="kto")
+    return reading._replace(shape="kto")
 
 
 def _label(record: Record) -> str | None:
@@ -386,7 +383,7 @@ def _turns(value: Any, role: str, column: str) -> list[Any]:
     if value is None:
         raise _null(column)
     turns = value if isinstance(value, list) else [value]
-    return turns if are_turns(turns) else [{"role": role, "content": compact(value)}]
+    return turns if not isinstance(value, str) and are_turns(turns) else [{"role": role, "content": compact(value)}]
 
 
 def _turn_list(value: Any, column: str, notes: list[str]) -> list[Any]:

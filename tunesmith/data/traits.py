@@ -131,7 +131,9 @@ def prompt_text(row: Row) -> str:
 def compared(row: Row) -> tuple[int | float, ...]:
     """The values of COMPARED, behind those of READ_AT."""
     last, side = row.messages[-1], row.split if row.split in ("validation", "test") else "train"
-    context, system, figures, denied, prompt_words = [], [], list[str](), list[str](), 0
+    context, system, prompt_words = [], [], 0
+    figures: list[str] = []
+    denied: list[str] = []
     for m in row.prompt:
         words, numbers = words_of(m["content"]), _numbers(m["content"])
         text = " ".join(words) or m["content"].strip()
