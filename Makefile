@@ -1,5 +1,6 @@
-# `make demo` shows what tunesmith does, `make test` proves it; both install into .venv first. What takes minutes (twenty
-# kills, forecasts of memory, two processes, a Ray cluster, TRL beside us) is in `make test-slow`; CI runs both.
+# `make demo` shows what tunesmith does, `make test` proves it; both install into .venv first. What takes minutes is in
+# `make test-slow`: twenty kills, forecasts of memory, two processes, a Ray cluster, TRL beside us, every method on real
+# rows. CI runs both.
 PYTHON ?= python3
 BIN := .venv/bin
 

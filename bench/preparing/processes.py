@@ -30,9 +30,7 @@ def measure(module: str, request: dict[str, Any], out: Path) -> dict[str, Any]:
     (out / "request.json").write_text(json.dumps({**request, "out": str(out)}), encoding="utf-8")
     command = [sys.executable, "-m", f"preparing.{module}", str(out / "request.json")]
     with open(out / "log.txt", "wb") as log:
-        process = subprocess.Popen(
-            command, cwd=BENCH, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        process = subprocess.Popen(command, cwd=BENCH, stdout=log, stderr=log, env=_environment())
         peak = [0]
         watcher = threading.Thread(target=_watch, args=(process, peak))
         watcher.start()
@@ -43,6 +41,12 @@ def measure(module: str, request: dict[str, Any], out: Path) -> dict[str, Any]:
         raise Failed(f"{module} ended with status {status}: {''.join(last)} ({out}/log.txt)")
     found: dict[str, Any] = json.loads((out / "answer.json").read_text(encoding="utf-8"))
     return {**found, "peak_bytes": peak[0]}
+
+
+def _environment() -> dict[str, str]:
+    """As users have it: what was compiled once is kept, and numpy leaves the other core to the other process."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def asked() -> dict[str, Any]:

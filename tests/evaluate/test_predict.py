@@ -75,6 +75,7 @@ def test_answers_of_the_base_are_kept_by_content(tmp_path: Path, tiny: Base, dat
     assert rows == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "prompt", "prefix", "ia3", "bottleneck"])
 def test_a_tuned_model_is_scored_by_every_method(tmp_path: Path, tiny: Base, dataset: Artifact, method: str) -> None:
     """In fp32 neither answers nor likelihoods depend on the batch, and both are those of the tuned model."""

@@ -77,6 +77,7 @@ def loaded_by_its_card(folder: Path, base: Base, monkeypatch: pytest.MonkeyPatch
     return model.train() if "nf4" in names else model  # in eval mode, bitsandbytes computes in bf16 on some CPUs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_code_on_the_card_loads_what_is_exported(
     made: Callable[[str], Made], tiny: Base, name: str, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,7 @@ def loss_and_gradients(
     return result.loss, {name: exact.grad / result.normaliser for name, exact in sums if exact.grad is not None}
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, tokens: Tokens) -> None:
     """One pack of eight rows, eight passes of one row, and something between."""
     loss, gradients = loss_and_gradients(tuned, tokens, 100_000)
@@ -60,6 +61,7 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradients(tuned: PeftModel, 
             assert (others[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_plain_transformers(base: Base, tuned: PeftModel, tokens: Tokens) -> None:
     """transformers' own loss, row by row, weighted by label tokens, of a model that knows nothing of packing."""
     assert base.folder is not None

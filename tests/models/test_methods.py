@@ -368,6 +368,7 @@ def test_packed_rows_are_scored_as_each_row_alone(
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_it_learns_real_rows(lively: Base, dataset: Artifact, name: str) -> None:
     method = METHODS[name]
