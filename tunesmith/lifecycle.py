@@ -50,7 +50,7 @@ def lifecycle(p: Project, base: Base, step: Steps) -> Lifecycle:
     raw      = step("load", load.run, data.sources, data.system, data.max_quarantined)  # any format in, rows out
     clean    = step("clean", pipeline.run, data.clean, raw)  # repair, personal data, duplicates; before the split
     judged   = scored(data.judge, base, clean, step) if data.judge else clean  # rows below a score go, if any is set
-    splits   = step("split", split.run, data.split, judged)  # one prompt, one side; test is frozen here
+    splits   = step("split", split.run, data.split, data.pinned, judged)  # one prompt, one side; test is frozen
     grown    = enlarged(data, base, splits, step) if data.grow else splits    # the training side alone, if at all
     dataset  = step("format", format.run, data.format, base, grown)   # template, loss mask, ledger, stop proof
     plan     = step("plan", planner.run, p.train, base, dataset)      # every value is a Decision(value, reason)
@@ -95,6 +95,7 @@ KEYS = {  # settings that are a step's arguments, as the project file names them
     "clean.clean": "data.clean",
     "judge.judge": "data.judge",
     "split.split": "data.split",
+    "split.pinned": "data.sources",
     "grow.grow": "data.grow",
     "grow.clean": "data.clean",
     "grow.system": "data.system",

@@ -39,7 +39,7 @@ def ours(path: Path, out: Path) -> list[int]:
 def ready(out: Path) -> None:
     """Starts the processes that the parts are given to, and lets each import what it needs."""
     warming = out / "warming"
-    warming.write_text(f"{'a text to begin with ' * 100}\n" * 200 * hardware.cores(), encoding="utf-8")
+    warming.write_text(f"{'a text to begin with ' * 100}\n" * 2_000 * hardware.cores(), encoding="utf-8")
     pieces = list(parts.cut(warming, 1))
     parts.each("sketch", partial(_sketch, sketches.banding(THRESHOLD, 10)), pieces, out / "warm")
 

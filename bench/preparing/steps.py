@@ -22,7 +22,7 @@ def main() -> None:
     steps = {
         "load": partial(load.run, [Source(path=Path(request["rows"]))], None, 0.05),
         "clean": partial(pipeline.run, Clean(personal_data="replace"), _artifact("load", out)),
-        "split": partial(split.run, Split(), _artifact("clean", out)),
+        "split": partial(split.run, Split(), [], _artifact("clean", out)),
     }
     found: dict[str, Any] = {"seconds": {}, "headlines": {}}
     for name, step in steps.items():

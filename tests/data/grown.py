@@ -29,7 +29,7 @@ def splits(folder: Path, rows: list[Row], **settings: Any) -> Artifact:
     store.write_rows(clean / "rows.jsonl", rows)
     settings = {"validation": 0.0, "test": 0.0, **settings}
     before = Artifact("clean", "0", clean, "done")
-    return Steps(folder)("split", split.run, Split.model_validate(settings), before)
+    return Steps(folder)("split", split.run, Split.model_validate(settings), [], before)
 
 
 def grown(

@@ -50,7 +50,7 @@ def made(folder: Path, records: list[Any], clean: dict[str, Any] | None = None, 
     step = Steps(folder / "output")
     raw = step("load", load.run, [source], None, 0.9)
     cleaned = step("clean", pipeline.run, Clean.model_validate({"personal_data": "replace", **(clean or {})}), raw)
-    step("split", split.run, Split.model_validate({"test": 0.3, "validation": 0.2, **shares}), cleaned)
+    step("split", split.run, Split.model_validate({"test": 0.3, "validation": 0.2, **shares}), [], cleaned)
     return steps(folder / "output")
 
 

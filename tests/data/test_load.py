@@ -123,6 +123,20 @@ def test_no_json_value_breaks_the_ledger(records, as_array, tmp_path_factory):
     assert len(rows(folder)) + len(quarantine(folder)) == len(records)
 
 
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for folder in ("a/new", "b/new", "c"):
+        (tmp_path / folder).mkdir(parents=True)
+        jsonl(tmp_path / folder / "rows.jsonl", GOOD)
+    summary = loaded(
+        tmp_path, source(tmp_path / "a/new"), source(tmp_path / "b/new/rows.jsonl"), source(tmp_path / "c/rows.jsonl")
+    )
+    names = ["a/new/rows.jsonl", "b/new/rows.jsonl", "c/rows.jsonl"]
+    assert [row.source for row in rows(tmp_path)] == names
+    assert [one["path"] for one in summary["sources"]] == names
+    twice = loaded(tmp_path, source(tmp_path / "c/rows.jsonl"), source(tmp_path / "c/rows.jsonl", split="test"))
+    assert len({one["path"] for one in twice["sources"]}) == 1
+
+
 def test_the_summary_counts_by_source_shape_reason_and_repair(tmp_path):
     one = jsonl(tmp_path / "one.jsonl", GOOD, {"instruction": "i", "output": " o\n"}, {"text": "t"})
     two = jsonl(tmp_path / "two.jsonl", {"question": "q", "answer": "a"})

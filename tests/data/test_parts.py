@@ -30,8 +30,9 @@ WORDS = [f"{n:x}" for n in range(7919, 10**7, 7919)]
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processes find the jobs, too."""
+    """Other processes find the jobs, too, and are worth their start."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setattr(parts, "_WORTH_BYTES", 0)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_script_needs_no_guard_around_its_main_part(tmp_path: Path, small: lis
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\nfrom tunesmith.data import parts\nfrom jobs import counted\n"
+        "from pathlib import Path\nfrom tunesmith.data import parts\nfrom jobs import counted\nparts._WORTH_BYTES = 0\n"
         f"found = list(parts.cut(Path({str(small[0].path)!r}), 300_000))\n"
         f"print(len(parts.each('count', counted, found, Path({str(tmp_path / 'kept')!r}))))\n"
     )
@@ -111,7 +112,7 @@ def test_ctrl_c_that_comes_while_processes_are_started_is_heard(tmp_path: Path, 
         "from tunesmith.data import parts\nfrom jobs import counted\n"
         "deaf = parts._deaf\n@contextmanager\ndef disturbed():\n    with deaf():\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n        yield\n"
-        "parts._deaf = disturbed\ninterrupt.install()\n"
+        "parts._deaf, parts._WORTH_BYTES = disturbed, 0\ninterrupt.install()\n"
         f"found = list(parts.cut(Path({str(small[0].path)!r}), 300_000))\n"
         f"try:\n    parts.each('count', counted, found, Path({str(tmp_path / 'kept')!r}))\n"
         "except interrupt.Interrupted:\n    print('heard')\n"
@@ -139,7 +140,7 @@ def prepared(folder: Path, data: Path, clean: Clean = Clean()) -> list[dict[str,
     steps = {
         "raw": partial(load.run, [Source(path=data, fields=Fields())], None, 0.5),
         "clean": partial(pipeline.run, clean, Artifact("load", "0", folder / "raw", "done")),
-        "split": partial(split.run, Split(), Artifact("clean", "0", folder / "clean", "done")),
+        "split": partial(split.run, Split(), [], Artifact("clean", "0", folder / "clean", "done")),
     }
     summaries = []
     for name, step in steps.items():

@@ -127,7 +127,9 @@ def test_who_might_be_like_a_pinned_exam_does_not_train_and_the_certificate_tell
     for pairs in (10_000, similar._CROWD):
         monkeypatch.setattr(similar, "_CROWD", pairs)
         (tmp_path / f"{pairs}").mkdir()
-        told[pairs] = split.run(Split(validation=0), Artifact("clean", "0", tmp_path, "done"), tmp_path / f"{pairs}")
+        told[pairs] = split.run(
+            Split(validation=0), [], Artifact("clean", "0", tmp_path, "done"), tmp_path / f"{pairs}"
+        )
     small, large = told.values()
     doubted = small["reasons"]["prompt perhaps like one in test"]
     assert small["certificate"]["dropped_on_suspicion"] == doubted > 0

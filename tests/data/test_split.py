@@ -170,11 +170,11 @@ def test_what_stands_in_the_exam_is_dropped_elsewhere_with_its_place():
     ]
 
 
-def run(folder, rows, **options):
+def run(folder, rows, pinned=(), **options):
     store.write_rows(folder / "rows.jsonl", rows)
     out = folder / "out"
     out.mkdir(exist_ok=True)
-    return split.run(Split.model_validate(options), Artifact("clean", "0", folder, "done"), out)
+    return split.run(Split.model_validate(options), pinned, Artifact("clean", "0", folder, "done"), out)
 
 
 def test_files_and_summary(tmp_path):
@@ -207,6 +207,14 @@ def test_an_empty_side_is_a_warning(tmp_path):
     both = [row("a train row"), row("a", pin="test"), row("A", pin="validation")]
     assert run(tmp_path, both)["warnings"] == [
         "validation is empty: every prompt of the files that are pinned to it also stands in test."
+    ]
+
+
+def test_a_pinned_exam_of_which_nothing_is_left_is_no_other_exam(tmp_path):
+    summary = run(tmp_path, [row(f"question {word}") for word in range(200)], pinned=["test"], validation=0, test=0.5)
+    assert (summary["train"], summary["test"]) == (200, 0)
+    assert summary["warnings"] == [
+        "test is empty: no row of the files that are pinned to it is left (`tunesmith data` tells why)."
     ]
 
 
@@ -379,7 +387,7 @@ def test_threads_are_known_across_parts_and_files(tmp_path, monkeypatch):
     assert len(list(parts.cut(tmp_path / "rows.jsonl"))) > 10
     out = tmp_path / "out"
     out.mkdir()
-    split.run(Split(validation=0.2, test=0.3), Artifact("clean", "0", tmp_path, "done"), out)
+    split.run(Split(validation=0.2, test=0.3), [], Artifact("clean", "0", tmp_path, "done"), out)
     users = [{r.thread for r in store.read_rows(out / f"{side}.jsonl")} for side in SIDES]
     assert sum(map(len, users)) == len(set().union(*users)) == 40
     assert all(users)

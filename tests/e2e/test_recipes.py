@@ -40,7 +40,7 @@ def support(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifac
     steps = Steps(tmp_path_factory.mktemp("support"))
     raw = steps("load", load.run, project.data.sources, project.data.system, project.data.max_quarantined)
     clean = steps("clean", pipeline.run, project.data.clean, raw)
-    return raw, clean, steps("split", split.run, project.data.split, clean)
+    return raw, clean, steps("split", split.run, project.data.split, project.data.pinned, clean)
 
 
 def fates(raw: Artifact, clean: Artifact) -> dict[int, str]:
@@ -94,7 +94,7 @@ def test_booking_keeps_the_publishers_exam_apart(
     steps = Steps(tmp_path)
     raw = steps("load", load.run, project.data.sources, project.data.system, project.data.max_quarantined)
     clean = steps("clean", pipeline.run, project.data.clean, raw)
-    splits = steps("split", split.run, project.data.split, clean)
+    splits = steps("split", split.run, project.data.split, project.data.pinned, clean)
     assert raw.summary["rows_in"] == 4_099 + 3_731
     assert (splits.summary["train"], splits.summary["test"]) == (1_000, 500)
     sides = {side: store.read_rows(splits / f"{side}.jsonl") for side in split.SIDES}
@@ -109,7 +109,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Steps,
     steps = Steps(tmp_path_factory.mktemp("documents"))
     raw = steps("load", load.run, project.data.sources, project.data.system, project.data.max_quarantined)
     clean = steps("clean", pipeline.run, project.data.clean, raw)
-    return project, steps, steps("split", split.run, project.data.split, clean)
+    return project, steps, steps("split", split.run, project.data.split, project.data.pinned, clean)
 
 
 def passages_of(project: Project) -> list[str]:

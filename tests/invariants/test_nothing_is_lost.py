@@ -112,7 +112,9 @@ def ran(output: Path, sources: list[Source], told: dict[str, Any]) -> list[finis
     """The steps, as a run leaves them."""
     steps, clean = Steps(output), Clean.model_validate(told["clean"])
     raw = steps("load", load.run, sources, "Be brief.", 1.0)
-    splits = steps("split", split.run, Split.model_validate(told["split"]), steps("clean", pipeline.run, clean, raw))
+    splits = steps(
+        "split", split.run, Split.model_validate(told["split"]), [], steps("clean", pipeline.run, clean, raw)
+    )
     if told["grow"]:
         steps("grow", grow.run, Grow.model_validate(told["grow"]), clean, "Be brief.", 1.0, None, splits)
     return finished.lineage(output, next(finished.of(output, STEPS)), STEPS)

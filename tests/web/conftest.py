@@ -69,7 +69,7 @@ def finish(tmp_path: Path) -> Finish:
         step = Steps(output)
         raw = step("load", load.run, sources, "Answer in JSON.", 0.9)
         cleaned = step("clean", pipeline.run, clean, raw)
-        splits = step("split", split.run, Split(validation=0, test=0), cleaned)
+        splits = step("split", split.run, Split(validation=0, test=0), [], cleaned)
         dataset = step("format", played_format, splits)
         plan = step("plan", played_plan)
         trained = step("train", played_train, plan, dataset)

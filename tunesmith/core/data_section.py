@@ -326,3 +326,8 @@ class Data(Section):
     """What is done to the training rows after the split, if anything."""
     format: Format = Format()
     """How rows become tokens."""
+
+    @property
+    def pinned(self) -> list[str]:
+        """The sides that files are pinned to."""
+        return sorted({source.split for source in self.sources} - {"auto"})

@@ -30,7 +30,6 @@ VERSION = 5
 SIDES = ("train", "validation", "test")
 
 _SAMPLES = 3  # rows whose tokens and mask the report shows
-_WORTH_BYTES = 8 << 20  # of rows, for which another process with a tokeniser is worth its start
 _ARRAYS = {"ids": np.int32, "learnt": np.bool_, "lengths": np.int64}
 
 
@@ -61,7 +60,7 @@ def run(format: Format, base: Base, splits: Artifact, out: Path, kept: Path | No
     summary: dict[str, Any] = {"limit": limit, "renderer": chat.fingerprint(tokenizer), "stops": stops}
     pieces = [replace(piece, source=i) for i, side in enumerate(SIDES) for piece in parts.cut(splits / f"{side}.jsonl")]
     with parts.workplace(kept, out) as work:
-        done = parts.each("format", partial(_part, renderer), pieces, work, _WORTH_BYTES)
+        done = parts.each("format", partial(_part, renderer), pieces, work)
         parts.concatenate([one.folder / "dropped.jsonl" for one in done], out / "dropped.jsonl")
         for i, side in enumerate(SIDES):
             summary[side] = _side(out, side, [one for piece, one in zip(pieces, done) if piece.source == i])

@@ -26,7 +26,7 @@ from tunesmith.data import collect, files, parts, pii, readers, shapes
 from tunesmith.data.convert import converter
 from tunesmith.data.values import Unusable, plain, repaired
 
-VERSION = 4
+VERSION = 5
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
@@ -126,17 +126,32 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
 
 def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], dict[str, list[str]]]:
     """The parts of all files, and the names of those that are not read, by the reason."""
-    pieces: list[parts.Part] = []
+    items: list[tuple[int, collect.Item]] = []
     skipped: list[collect.Skipped] = []
     for i, source in enumerate(sources):
         found = list(collect.collected(source.path, _why_not(source), unpacked / f"{i:03d}"))
         passed_over = [one for one in found if isinstance(one, collect.Skipped)]
-        items = [one for one in found if isinstance(one, collect.Item)]
-        if not items:
+        if len(found) == len(passed_over):
             raise collect.nothing_to_read(source.path, collect.told(passed_over), files.EXAMPLES)
         skipped += passed_over
-        pieces += [replace(p, source=i, name=item.name) for item in items for p in files.pieces(item.path)]
+        items += [(i, one) for one in found if isinstance(one, collect.Item)]
+    names = _told_apart([(sources[i].path, one.name) for i, one in items])
+    pieces = [replace(p, source=i, name=name) for (i, one), name in zip(items, names) for p in files.pieces(one.path)]
     return pieces, collect.told(skipped)
+
+
+def _told_apart(named: list[tuple[Path, str]]) -> list[str]:
+    """The names of files, each with the source that it is of; where two are equal, with as many folders before them as
+    it takes to tell where a row was read. What stays equal is one file that is named twice."""
+    names = [name for _, name in named]
+    folders = [path.parts if path.is_dir() else path.parts[:-1] for path, _ in named]
+    for level in range(1, 1 + max(map(len, folders), default=0)):
+        times = Counter(names)
+        names = [
+            "/".join([*of_source[-level:], own]) if times[name] > 1 else name
+            for name, of_source, (_, own) in zip(names, folders, named)
+        ]
+    return names
 
 
 def _first(

@@ -33,6 +33,7 @@ from tunesmith.core.errors import ConfigError, ResourceError, UserError
 
 PART_BYTES = 1 << 20
 
+_WORTH_BYTES = 6 << 20  # of rows; fewer are done before another process has started
 _IDLE_SECONDS = 10  # after which a process ends that nobody gives work to: who started it may have been killed
 _BLOCK_BYTES = 1 << 18
 _FOUND = "found.json"
@@ -100,15 +101,14 @@ def workplace(kept: Path | None, out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def each(label: str, job: Job, parts: Iterable[Part], kept: Path, worth_bytes: int = 0) -> list[Done]:
-    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again. Less work
-    than `worth_bytes` is done in this process: the job imports so much that others would begin too late.
+def each(label: str, job: Job, parts: Iterable[Part], kept: Path) -> list[Done]:
+    """What the job makes of each part, in their order. What `kept` has from an earlier run is not made again.
 
     Raises what the job raises, and ResourceError where a process is killed."""
     work = [(part, kept / f"{number:06d}") for number, part in enumerate(parts)]
     missing = [part for part, folder in work if not (folder / _FOUND).is_file()]
     kept.mkdir(parents=True, exist_ok=True)
-    alone = sum(part.stop - part.start for part in missing) < worth_bytes
+    alone = sum(part.stop - part.start for part in missing) < _WORTH_BYTES
     outcomes = _outcomes(job, work, 1 if alone else min(hardware.cores(), len(missing)))
     with progress(label, sum(part.stop - part.start for part, _ in work), "bytes") as bar:
         done = []
@@ -155,7 +155,7 @@ def on_ray(address: str) -> Iterator[None]:
 
 
 def _outcomes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
-    if _ON_RAY.get() and processes > 1:
+    if _ON_RAY.get():
         return _by_ray(job, work)
     if processes > 1:
         return _in_processes(job, work, processes)
@@ -186,7 +186,8 @@ def _by_ray(job: Job, work: list[tuple[Part, Path]]) -> Iterator[Done]:
 def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
     """A thread for each process takes the next part. One of them works on it here, where it can begin before another
     process has started."""
-    helpers, threads, here = _helpers(processes - 1), ThreadPoolExecutor(processes), threading.Lock()
+    helpers, threads = _helpers(processes - 1), ThreadPoolExecutor(processes)
+    here, asking = threading.Lock(), threading.Lock()
 
     def done(part: Part, folder: Path) -> Done:
         if here.acquire(blocking=False):
@@ -194,13 +195,18 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
                 return _do(job, part, folder, os.getpid())
             finally:
                 here.release()
-        with _deaf():
+        with asking, _deaf():
             asked: Future[Done] = helpers.submit(_do, job, part, folder, os.getpid())
         return asked.result()
 
-    outcomes, is_done = [threads.submit(done, *one) for one in work], False
+    def end() -> None:
+        with asking:  # what is asked in the midst of it would be left running
+            helpers.shutdown(wait=True, kill_workers=True)
+
+    is_done = False
     try:
-        yield from (outcome.result() for outcome in outcomes)
+        for outcome in [threads.submit(done, *one) for one in work]:
+            yield outcome.result()
         is_done = True
     except BrokenProcessPool:
         raise ResourceError(
@@ -212,7 +218,9 @@ def _in_processes(job: Job, work: list[tuple[Part, Path]], processes: int) -> It
         threads.shutdown(wait=False, cancel_futures=True)
         if not is_done:
             _helpers.cache_clear()
-            helpers.shutdown(wait=True, kill_workers=True)
+            ending = threading.Thread(target=end)  # which a second Ctrl-C does not reach
+            ending.start()
+            ending.join()
         threads.shutdown(wait=True)
 
 

@@ -72,9 +72,10 @@ class Assignment:
         self.gone[place] = reason, detail
 
 
-def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
+def run(split: Split, pinned: Sequence[str], clean: Artifact, out: Path, kept: Path | None = None) -> dict[str, Any]:
     """Writes `train.jsonl`, `validation.jsonl`, `test.jsonl`, `dropped.jsonl` (each row with its reason),
-    `certificate.json`, and for each side `SIDE.groups.npy`: a number for each row that its whole group has.
+    `certificate.json`, and for each side `SIDE.groups.npy`: a number for each row that its whole group has. A side to
+    which files are `pinned` gets no other rows, even where none of theirs is left.
 
     Raises ConfigError for fractions that leave nothing to train on, DataError when no row is left to train on.
     """
@@ -91,7 +92,8 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
         folders = [one.folder for one in done]
         rows, prompts = traits.together(folders, _PLACED), sketches.read(folders, work / "shingles", cut)
         links = _links_together(folders, rows)
-        assigned = assign(rows, links, prompts, split)
+        drawn = split.model_copy(update={side: 0.0 for side in pinned if side in SIDES[1:]})
+        assigned = assign(rows, links, prompts, drawn)
         _write(pieces, assigned, out)
         certified = _certify(rows, links, prompts, cut, assigned, out)
     for i, side in enumerate(SIDES):
@@ -106,7 +108,7 @@ def run(split: Split, clean: Artifact, out: Path, kept: Path | None = None) -> d
                        *(f"{n:,} dropped: {reason}" for reason, n in reasons.items())]),
             "add examples, lower data.split.test and data.split.validation, or pin fewer files to them",
         )  # fmt: skip
-    warnings = list(_warnings(split, rows, counts))
+    warnings = list(_warnings(split, pinned, rows, counts))
     told, vouched = ", ".join(f"{count:,} {side}" for side, count in counts.items()), _vouched(certified)
     return {
         "headline": f"{told}, {len(assigned.gone):,} dropped"
@@ -323,11 +325,13 @@ def _vouched(certified: dict[str, Any]) -> str:
     return f"Certified: no exam prompt is like one that trains ({known if pinned['test'] else leaked})."
 
 
-def _warnings(split: Split, rows: Traits, counts: dict[str, int]) -> Iterator[str]:
+def _warnings(split: Split, pinned: Sequence[str], rows: Traits, counts: dict[str, int]) -> Iterator[str]:
     for side, fraction in (("validation", split.validation), ("test", split.test)):
         if counts[side]:
             continue
         if _PINS[side] in rows["pin"]:
             yield f"{side} is empty: every prompt of the files that are pinned to it also stands in test."
+        elif side in pinned:
+            yield f"{side} is empty: no row of the files that are pinned to it is left (`tunesmith data` tells why)."
         elif fraction > 0:
             yield f"{side} is empty: none of the {len(rows):,} rows fell into its share of {fraction:g}; add examples."
