@@ -80,7 +80,7 @@ def measured(size: int, pairs: int, work: Path) -> dict[str, Any]:
     _write_texts(rows, texts)
     pipeline = measure("steps", {"rows": str(rows)}, work / "pipeline")
     _say(f"{size:,} rows through load, clean and split: {size / sum(pipeline['seconds'].values()):,.0f} rows/s")
-    places, repeated = truth.repeats(texts, min(size, COMPARED))
+    places, likes = truth.likes(texts, min(size, COMPARED))
     near: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number in range(pairs):
         sides = [side for side in SIDES if size <= _SLOW.get(side, size) and (number == 0 or side not in _SLOW)]
@@ -92,8 +92,8 @@ def measured(size: int, pairs: int, work: Path) -> dict[str, Any]:
                 {
                     **took,
                     "rows_per_second": size / took["seconds"],
-                    "recall": len(flagged & repeated) / len(repeated),
-                    "precision": _share(flagged & set(places.tolist()), repeated),
+                    "recall": _recall(flagged, likes),
+                    "precision": _share(flagged & set(places.tolist()), set(likes)),
                 }
             )
             _say(f"{size:,} texts, {side}: {size / took['seconds']:,.0f} rows/s, recall {near[side][-1]['recall']:.3f}")
@@ -164,6 +164,12 @@ def _ratio(near: dict[str, list[dict[str, Any]]], rival: str | None) -> float | 
 
 def _median(runs: list[dict[str, Any]], name: str) -> float:
     return float(median(run[name] for run in runs))
+
+
+def _recall(found: set[int], likes: dict[int, set[int]]) -> float:
+    """Of the texts that are like an earlier one, those that are found, or that are like none but such as are found
+    themselves: what goes need not take along what is like it alone."""
+    return sum(place in found or earlier <= found for place, earlier in likes.items()) / len(likes)
 
 
 def _share(found: set[int], repeated: set[int]) -> float:

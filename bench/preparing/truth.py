@@ -1,7 +1,8 @@
-"""Which texts repeat an earlier one, by comparing every pair: the exact answer, for as many texts as time allows."""
+"""Which earlier texts a text is like, by comparing every pair: the exact answer, for as many texts as time allows."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from preparing.sides import SIZE, THRESHOLD
 _AT_ONCE = 500  # texts that are compared with all others
 
 
-def repeats(path: Path, asked: int) -> tuple[NDArray[np.int64], set[int]]:
-    """Places spread evenly over the texts, and which of them have an earlier text of this similarity."""
+def likes(path: Path, asked: int) -> tuple[NDArray[np.int64], dict[int, set[int]]]:
+    """Places spread evenly over the texts, and of those that have earlier texts of this similarity, these."""
     texts = path.read_text(encoding="utf-8").split("\n")[:-1]
     places = np.unique(np.linspace(0, len(texts) - 1, asked).astype(np.int64))
     number: dict[str, int] = {}
@@ -23,12 +24,13 @@ def repeats(path: Path, asked: int) -> tuple[NDArray[np.int64], set[int]]:
     sizes_N = np.array([len(one) for one in sets])
     ends = np.concatenate([[0], np.cumsum(sizes_N)])
     matrix = sparse.csr_matrix((np.ones(len(grams), np.int32), grams, ends), (len(texts), len(number)))
-    found: set[int] = set()
+    found: dict[int, set[int]] = defaultdict(set)
     for start in range(0, len(places), _AT_ONCE):
         mine = places[start : start + _AT_ONCE]
         shared = (matrix[mine] @ matrix.T).tocoo()
         later = mine[shared.row]
         union = sizes_N[later] + sizes_N[shared.col] - shared.data
         alike = (shared.col < later) & (shared.data >= THRESHOLD * union)
-        found.update(later[alike].tolist())
-    return places, found
+        for place, earlier in zip(later[alike].tolist(), shared.col[alike].tolist()):
+            found[place].add(earlier)
+    return places, dict(found)
