@@ -20,6 +20,7 @@ from tunesmith.core.console import counted, out
 from tunesmith.data.difference import Difference, Said
 from tunesmith.data.history import Event, History
 from tunesmith.data.ledger import PERSONAL, Ledger, Loss, Source
+from tunesmith.data.values import named
 from tunesmith.result import Figure, Pretraining, Show
 
 _FORM = {"records": ", one a record", "lines": ", one a line", "file": ""}
@@ -82,6 +83,9 @@ def check(found: Check) -> None:
         records = f"first {source['rows_in']} records: {shapes or 'none readable'}"
         out.print(f"source   {source['path']}{_files(source)}: {records}", markup=False)
         _told(source)
+        if unread := source["unread"]:
+            told = "what stands there is in no row; `fields` or a `convert` file can say what it is for"
+            out.print(f"         not read: {named(unread)} ({told})", markup=False)
     for text in found.texts:
         count = f"{'' if text['whole_file'] else 'at least '}{text['documents']:,}"
         noun = "document" if text["documents"] == 1 else "documents"

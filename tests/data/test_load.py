@@ -307,11 +307,29 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
             "file with `fields: {prompt: text, answer: ...}`"
         },
         "columns": ["prompt", "completion", "text", "url"],
+        "unread": [],
     }
     assert [example["line"] for example in found["examples"]] == [1, 2, 3]
     assert load.preview(source(path))["rows_in"] == 200
     assert os.listdir(tmp_path) == ["rows.jsonl"]
     json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("record", "more", "unread"),
+    [
+        ({"instruction": "Add.", "input": "2 and 3", "output": "5", "id": "r-17", "lang": "en"}, {}, ["id", "lang"]),
+        ({"question": "Why?", "answer": {"kind": "none", "n": 3}, "note": None, "empty": ""}, {}, []),
+        ({"prompt": "Hi", "chosen": "Hello", "rejected": "No", "score": 8.5, "rank": 12}, {}, ["score", "rank"]),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, {}, []),
+        ({"messages": '[{"role": "user", "content": "caf\\u00e9?"}, {"role": "assistant", "content": "yes"}]'}, {}, []),
+        ({"prompt": "Hi", "completion": "Ho", "user": "anna", "when": "2026-01-01"},
+         {"fields": {"group": "user", "time": "when"}}, []),
+        ({"prompt": "Hi", "completion": "Ho", "label": True}, {}, []),
+    ],
+)  # fmt: skip
+def test_preview_tells_of_columns_that_are_in_no_row(tmp_path, record, more, unread):
+    assert load.preview(source(jsonl(tmp_path / "rows.jsonl", record, record), **more))["unread"] == unread
 
 
 def test_no_message_repeats_personal_data(tmp_path):

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -22,13 +23,15 @@ from tunesmith.core import inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import collect, files, parts, pii, readers, shapes
+from tunesmith.data import collect, files, parts, pii, readers, shapes, strings
 from tunesmith.data.convert import converter
-from tunesmith.data.values import Unusable, plain, repaired
+from tunesmith.data.values import Unusable, compact, decode, plain, repaired
 
 VERSION = 5
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
+_READ = 0.5  # of the rows in which something stands in a column, have it; in fewer it stands by chance
+_IN_PIECES = ("chosen", "rejected", "label", "kto_tag")  # columns that are read, though not as they stand
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
 
 
@@ -99,6 +102,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
     """What `run` would make of the first records of a source, with the names of its columns and three example rows."""
     ledger = Ledger(str(source.path))
     columns: dict[str, None] = {}
+    filled, read = Counter[str](), Counter[str]()
     examples: list[Row] = []
     skipped: list[collect.Skipped] = []
     with tempfile.TemporaryDirectory() as unpacked:
@@ -106,10 +110,16 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
             ledger.enter(outcome)
             if isinstance(record.value, dict):
                 columns.update(dict.fromkeys(repaired(str(key)) for key in record.value))
-            if isinstance(outcome, Row) and len(examples) < 3:
+            if not isinstance(outcome, Row):
+                continue
+            for column, is_read in _columns(record.value, outcome):
+                filled[column] += 1
+                read[column] += is_read
+            if len(examples) < 3:
                 examples.append(outcome)
     if not ledger.rows_in:
         raise _nothing_in(source.path.name)
+    known = (*_IN_PIECES, source.fields.group, source.fields.time)
     return {
         "files": len(inputs.files(source.path)),
         "skipped": collect.told(skipped),
@@ -120,8 +130,28 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
         "reasons": dict(ledger.reasons.most_common()),
         "fixes": {reason: f"{one.source}:{one.line}: {_masked(one.fix)}" for reason, one in ledger.first.items()},
         "columns": list(columns),
+        "unread": [] if source.convert else [c for c in filled if c not in known and read[c] <= filled[c] * _READ],
         "examples": [row.to_json() for row in examples],
     }
+
+
+def _columns(record: Any, row: Row) -> Iterator[tuple[str, bool]]:
+    """The columns of a record in which something stands, and whether any text in them is a part of the row."""
+    whole = "\n".join(strings.of_row(row))
+    for column, value in record.items() if isinstance(record, dict) else ():
+        if found := _texts(value):
+            yield repaired(str(column)), any(text in whole for text in found)
+
+
+def _texts(value: Any) -> list[str]:
+    """What stands in a column, also in JSON that it holds as text."""
+    found = list(strings.texts(value))
+    with suppress(Unusable):
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            found += strings.texts(decode(value))
+        if isinstance(value, bool | float):
+            found.append(compact(plain(value, [])))
+    return [text.strip() for text in found if text.strip()]
 
 
 def _pieces(sources: list[Source], unpacked: Path) -> tuple[list[parts.Part], dict[str, list[str]]]:
