@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import time
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -297,17 +297,21 @@ def _judge(judgements: Iterable[tuple[str, Judgement]], rows: Traits, found: _Fo
 
 def _write(done: list[parts.Done], rows: Traits, rulings: Rulings, out: Path, found: _Found) -> Places:
     """Puts the parts together, and returns the places of the rows that are left. Only rows with a ruling are parsed."""
-    left, place = np.ones(len(rows), bool), 0
+    left, places, before = np.ones(len(rows), bool), sorted(rulings), 0
     with open(out / "rows.jsonl", "wb") as kept, open(out / "dropped.jsonl", "wb") as dropped:
         for one in done:
-            with open(one.folder / "dropped.jsonl", "rb") as file:
-                shutil.copyfileobj(file, dropped)
+            dropped.write((one.folder / "dropped.jsonl").read_bytes())
             with open(one.folder / "rows.jsonl", "rb") as file:
-                for line in file:
-                    left[place], line = _ruled(line, rulings[place], rows, found) if place in rulings else (True, line)
-                    (kept if left[place] else dropped).write(line)
-                    place += 1
-    assert place == len(rows), f"{place} rows where {len(rows)} were noted"  # files that a power cut left short
+                lines, start = file.readlines(), 0
+            for place in places[bisect_left(places, before) : bisect_left(places, before + len(lines))]:
+                at = place - before
+                kept.writelines(lines[start:at])
+                left[place], line = _ruled(lines[at], rulings[place], rows, found)
+                (kept if left[place] else dropped).write(line)
+                start = at + 1
+            kept.writelines(lines[start:])
+            before += len(lines)
+    assert before == len(rows), f"{before} rows where {len(rows)} were noted"  # files that a power cut left short
     return np.flatnonzero(left)
 
 

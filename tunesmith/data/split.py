@@ -289,7 +289,8 @@ def _certify(
     train, validation, test = (assigned.of(side) for side in (_TRAIN, _VALIDATION, _TEST))
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(assigned.side_N != _GONE))
     exam, rest = np.sort(drawn[: len(test)]), np.sort(drawn[len(test) :])
-    pairs = ((train, np.union1d(test, validation)), (test, validation), (rest, exam))
+    has_like = _may_have_like(rows, assigned)
+    pairs = ((train, np.union1d(test, validation)), (test, validation), (rest[has_like[rest]], exam[has_like[exam]]))
     *found, known = [similar.across(prompts, ALIKE, these, others) for these, others in pairs]
     leaks, uncompared = sum(len(one.alike) for one in found), sum(len(one.uncompared) for one in found)
     leaks += _on_two_sides(links, assigned)
@@ -306,6 +307,14 @@ def _certify(
         "random_split": {"test": len(exam), "leaks": len(known.alike), "uncompared": len(known.uncompared)},
     }
     return certificate.seal(out, facts, [f"{side}.jsonl" for side in SIDES])
+
+
+def _may_have_like(rows: Traits, assigned: Assignment) -> NDArray[np.bool_]:
+    """Which rows may be like another: where all were grouped, those that are not alone in their group."""
+    if (rows["pin"] > _TRAIN).any():
+        return np.ones(len(rows), bool)
+    grouped: NDArray[np.bool_] = np.bincount(assigned.group_N, minlength=len(rows))[assigned.group_N] > 1
+    return grouped
 
 
 def _on_two_sides(links: Links, assigned: Assignment) -> int:
