@@ -86,7 +86,7 @@ def _speed() -> Iterator[str]:
     for path in sorted(ROOT.glob("bench/results/*/data.json")):
         found = json.loads(path.read_text())
         machine = found["machine"]
-        yield "| rows | what | rows/s | peak memory, MB | recall |"
+        yield "| rows | what | rows/s | peak memory, MB | recall, precision |"
         yield "|---:|---|---:|---:|---:|"
         for rows, of_size in found["sizes"].items():
             steps = of_size["pipeline"]["seconds"]
@@ -95,9 +95,10 @@ def _speed() -> Iterator[str]:
             whole, peak = int(rows) / sum(steps.values()), of_size["pipeline"]["peak_bytes"] / 1e6
             yield f"| {int(rows):,} | **load, clean and split** | **{whole:,.0f}** | {peak:,.0f} | |"
             for side, runs in of_size["near"].items():
-                rate, recall = (median(run[figure] for run in runs) for figure in ("rows_per_second", "recall"))
+                figures = ("rows_per_second", "recall", "precision")
+                rate, recall, right = (median(run[figure] for run in runs) for figure in figures)
                 memory = f"{runs[0]['peak_bytes'] / 1e6:,.0f}"
-                yield f"| {int(rows):,} | near-duplicates: {side} | {rate:,.0f} | {memory} | {recall:.3f} |"
+                yield f"| {int(rows):,} | near-duplicates: {side} | {rate:,.0f} | {memory} | {recall:.3f}, {right:.3f} |"
         yield f"\n{machine['name']}, {machine['cores']} cores, {found['measured'][:10]}, engine {found['engine']}.\n"
 
 
