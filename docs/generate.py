@@ -97,8 +97,8 @@ def _speed() -> Iterator[str]:
             for side, runs in of_size["near"].items():
                 figures = ("rows_per_second", "recall", "precision")
                 rate, recall, right = (median(run[figure] for run in runs) for figure in figures)
-                memory = f"{runs[0]['peak_bytes'] / 1e6:,.0f}"
-                yield f"| {int(rows):,} | near-duplicates: {side} | {rate:,.0f} | {memory} | {recall:.3f}, {right:.3f} |"
+                memory, found_right = f"{runs[0]['peak_bytes'] / 1e6:,.0f}", f"{recall:.3f}, {right:.3f}"
+                yield f"| {int(rows):,} | near-duplicates: {side} | {rate:,.0f} | {memory} | {found_right} |"
         yield f"\n{machine['name']}, {machine['cores']} cores, {found['measured'][:10]}, engine {found['engine']}.\n"
 
 
