@@ -241,7 +241,7 @@ def _overfits(seen: Seen, course: Course) -> Fault | None:
         "overfitting",
         f"the model learns its rows by heart: validation loss rose from {best['validation_loss']:.3f} at step "
         f"{best['step']} to {now['validation_loss']:.3f} at step {now['step']} while training loss fell",
-        f"the rows have been seen too often; the best state, of step {best['step']}, is the one that is kept",
+        "the rows have been seen too often; the best state is the one that is kept",
         shorter if best["step"] else f"{course.lower}; more rows help too",
         mild=True,
     )
