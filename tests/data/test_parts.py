@@ -26,6 +26,9 @@ from tunesmith.core.step import Artifact
 from tunesmith.data import load, parts, pipeline, split
 
 WORDS = [f"{n:x}" for n in range(7919, 10**7, 7919)]
+RUN = ["run", "--until", "clean", "--set", "data.max_quarantined=0.5"]
+IN_PROCESSES = "from tunesmith.data import parts; parts._WORTH_BYTES = 0; from tunesmith.cli import main; main()"
+CLEANED = [sys.executable, "-c", f"import sys; sys.argv[1:] = {RUN!r}; {IN_PROCESSES}"]
 
 
 @pytest.fixture(autouse=True)
@@ -176,8 +179,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed amid cleaning, the second run finds parts that are done, and comes to what an undisturbed run comes to."""
     data = rows_of(tmp_path / "data.jsonl", 26_000)
     (tmp_path / "tunesmith.yaml").write_text("name: small\ndata:\n  sources:\n    - path: data.jsonl\n")
-    command = [sys.executable, "-m", "tunesmith", "run", "--until", "clean", "--set", "data.max_quarantined=0.5"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    process = subprocess.Popen(CLEANED, cwd=tmp_path, stderr=subprocess.PIPE)
     unfinished = tmp_path / "output/unfinished/clean/.parts"
     end = time.monotonic() + 120
     while not list(unfinished.glob("[0-9]*")):
@@ -187,7 +189,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     done = {folder.name: folder.stat().st_mtime_ns for folder in unfinished.glob("[0-9]*")}
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    again = subprocess.run(CLEANED, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     [result] = (tmp_path / "output/steps/clean").glob("[!.]*")
     wanted = prepared(tmp_path / "whole", data)[1]
@@ -206,7 +208,7 @@ def test_ctrl_c_is_told_once(tmp_path: Path, delay_seconds: float) -> None:
     rows_of(tmp_path / "data.jsonl", 60_000)
     (tmp_path / "tunesmith.yaml").write_text("name: small\ndata:\n  sources:\n    - path: data.jsonl\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "tunesmith", "run", "--until", "clean", "--set", "data.max_quarantined=0.5"],
+        CLEANED,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

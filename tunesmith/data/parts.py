@@ -155,7 +155,7 @@ def on_ray(address: str) -> Iterator[None]:
 
 
 def _outcomes(job: Job, work: list[tuple[Part, Path]], processes: int) -> Iterator[Done]:
-    if _ON_RAY.get():
+    if _ON_RAY.get() and work:
         return _by_ray(job, work)
     if processes > 1:
         return _in_processes(job, work, processes)

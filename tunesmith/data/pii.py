@@ -24,9 +24,9 @@ from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data import plugin, recognisers, strings, surrogates
 from tunesmith.data.answers import parse_json
 from tunesmith.data.recognisers import Find, Recogniser
+from tunesmith.data.values import NO_DIGIT
 
 _NO_MARK = bytes(set(range(256)) - set(b"0123456789@!$%*+#^~=:_"))
-_NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))
 _BEGINNINGS = (
     *("AKIA", "ASIA", "AIza", "GOCSPX-", "ya29.", "SG.", "dapi", "sk-", "xai-", "glpat-", "pypi-AgE", "xapp-"),
     *("xoxa-", "xoxb-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-"),
@@ -107,7 +107,7 @@ def _enter(found: list[Find], new: Find) -> None:
 def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, int]]:
     """The recognisers that may find something, and the stretches of the text where they may, as far as can be said
     without looking for it; `marks` are the text's digits and signs."""
-    digits = len(marks.translate(None, _NO_DIGIT))
+    digits = len(marks.translate(None, NO_DIGIT))
     everywhere = [(0, len(text))]
     if "-BEGIN" in text:
         yield from _tried(recognisers.PEM, everywhere)

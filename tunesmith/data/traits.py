@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tunesmith.core import store
 from tunesmith.core.records import Row, normalised, words_of
 from tunesmith.data.answers import parse_json
+from tunesmith.data.values import NO_DIGIT
 
 Places = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -47,7 +48,6 @@ COMPARED = np.dtype(
 )
 
 _NUMBER = re.compile(r"(?:[-+−*/×÷^<>=]\s*)?\d+(?:[.,:]\d+)*%?")  # normalised text has lost signs and decimal points
-_NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))
 _WORD = re.compile(r"[^\W_]+(?:['’]t)?")
 _DENYING = """
     no not never none nobody nothing nowhere neither nor without cannot
@@ -171,7 +171,7 @@ def together_with(kind_N: Hashes, answer_N: Hashes) -> Hashes:
 
 
 def _numbers(text: str) -> list[str]:
-    if text.isascii() and not text.encode().translate(None, _NO_DIGIT):
+    if text.isascii() and not text.encode().translate(None, NO_DIGIT):
         return []
     return _NUMBER.findall(text)
 

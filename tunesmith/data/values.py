@@ -14,7 +14,7 @@ import orjson
 
 _LONG = 19  # digits of a number that may not fit in 64 bits
 _LONG_NUMBER = re.compile(rf"\d{{{_LONG}}}")
-_NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))
+NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))  # to be taken out where digits are counted
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_LEVELS = 100  # orjson writes 254 levels and Python recurses some 1,000 deep; no real record comes near either
 _MAX_BITS = 4096  # Python refuses to write whole numbers of more than 4,300 digits
@@ -33,7 +33,7 @@ def decode(text: str) -> Any:
     try:
         # orjson is the fast way, but it turns whole numbers beyond 64 bits into floats without a word.
         content = text.encode("utf-8", "surrogatepass")
-        if len(content.translate(None, _NO_DIGIT)) < _LONG or not _LONG_NUMBER.search(text):
+        if len(content.translate(None, NO_DIGIT)) < _LONG or not _LONG_NUMBER.search(text):
             return orjson.loads(content)
     except orjson.JSONDecodeError:
         pass
