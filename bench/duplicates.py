@@ -26,7 +26,8 @@ from scipy.sparse import csr_array
 
 from tunesmith.core import store
 from tunesmith.core.records import Row, normalised
-from tunesmith.data import benchmarks, contradictions, dedup, semantic, similar, sketches, traits
+from tunesmith.data import similar, sketches, traits
+from tunesmith.data.cleaning import benchmarks, contradictions, dedup, semantic
 
 RESULTS = Path(__file__).parent / "results/duplicates.json"
 PARAPHRASES = Path(__file__).parents[1] / "tests/data/paraphrases.tsv"

@@ -23,10 +23,11 @@ from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.finished import Finished
 from tunesmith.core.project import Project
 from tunesmith.core.step import State, Steps, Stopped, only_run
-from tunesmith.data import difference, history, ledger, load, parts, starter, texts
-from tunesmith.data.difference import Difference
-from tunesmith.data.history import History
-from tunesmith.data.ledger import Ledger
+from tunesmith.data import load, parts, starter, texts
+from tunesmith.data.telling import difference, history, ledger
+from tunesmith.data.telling.difference import Difference
+from tunesmith.data.telling.history import History
+from tunesmith.data.telling.ledger import Ledger
 from tunesmith.evaluate import gates
 from tunesmith.models import base as bases
 from tunesmith.models import catalogue

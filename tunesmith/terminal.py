@@ -17,10 +17,10 @@ from rich.text import Text
 
 from tunesmith.api import Check
 from tunesmith.core.console import counted, out
-from tunesmith.data.difference import Difference, Said
-from tunesmith.data.history import Event, History
-from tunesmith.data.ledger import PERSONAL, Ledger, Loss, Source
-from tunesmith.data.values import named
+from tunesmith.data.reading.values import named
+from tunesmith.data.telling.difference import Difference, Said
+from tunesmith.data.telling.history import Event, History
+from tunesmith.data.telling.ledger import PERSONAL, Ledger, Loss, Source
 from tunesmith.result import Figure, Pretraining, Show
 
 _FORM = {"records": ", one a record", "lines": ", one a line", "file": ""}

@@ -18,7 +18,7 @@ from random import Random
 from cleaning import values
 from tunesmith.core.clean_section import Repetition, Toxicity
 from tunesmith.core.records import Dropped, Row
-from tunesmith.data import filters, pii, repair
+from tunesmith.data.cleaning import filters, pii, repair
 
 ROWS = 200  # that each fault is planted into
 

@@ -10,7 +10,7 @@ from tunesmith.core import schemas
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.project import Gate
 from tunesmith.core.records import Kept, Row
-from tunesmith.data import answers
+from tunesmith.data.cleaning import answers
 from tunesmith.evaluate import gates
 
 

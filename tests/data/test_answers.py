@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data import answers
+from tunesmith.data.cleaning import answers
 
 TICKET = {"type": "object", "properties": {"urgency": {"enum": ["low", "high"]}}, "required": ["urgency"]}
 

@@ -19,8 +19,8 @@ from tunesmith.core import store
 from tunesmith.core.data_section import Balance, Grow
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Row
-from tunesmith.data import balance, topics
-from tunesmith.data.drops import Drops
+from tunesmith.data.growing import balance, topics
+from tunesmith.data.growing.drops import Drops
 
 THEMES = {
     "cards": ["my bank card was declined at the shop {}", "the new bank card has not arrived {}"],

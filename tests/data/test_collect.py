@@ -25,7 +25,8 @@ from tunesmith.core import inputs, store
 from tunesmith.core.data_section import Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Steps
-from tunesmith.data import collect, load, unpack
+from tunesmith.data import load
+from tunesmith.data.reading import collect, unpack
 
 
 def records(*numbers: int) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from judged import finding, judged
 
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data import contradictions
+from tunesmith.data.cleaning import contradictions
 
 
 def resolve(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tunesmith.data.conversation import canonical, message
-from tunesmith.data.values import Unusable
+from tunesmith.data.reading.conversation import canonical, message
+from tunesmith.data.reading.values import Unusable
 
 SYSTEM, USER, ASSISTANT = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
 TOOL = {"role": "tool", "content": "t"}

@@ -3,8 +3,8 @@
 import pytest
 
 from tunesmith.core.errors import ConfigError
-from tunesmith.data.convert import converter
-from tunesmith.data.values import Unusable
+from tunesmith.data.reading.convert import converter
+from tunesmith.data.reading.values import Unusable
 
 
 def written(folder, code):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from judged import judged
 
 from tunesmith.core.records import Dropped, Kept, Row, normalised
-from tunesmith.data import dedup, sketches
+from tunesmith.data import sketches
+from tunesmith.data.cleaning import dedup
 from tunesmith.data.traits import prompt_text
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined
-from tunesmith.data import documents
-from tunesmith.data.documents import Document
+from tunesmith.data.reading import documents
+from tunesmith.data.reading.documents import Document
 
 
 def found(path: Path, content: str | bytes) -> list[tuple[int, str]]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tunesmith.core import store
 from tunesmith.core.data_section import Fields, Source
-from tunesmith.data import load, shapes
-from tunesmith.data.values import Unusable
+from tunesmith.data import load
+from tunesmith.data.reading import shapes
+from tunesmith.data.reading.values import Unusable
 
 P, C = {"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from tunesmith.core.errors import DataError
-from tunesmith.data import files
+from tunesmith.data.reading import files
 
 GOOD = '{"prompt": "p", "completion": "c"}'
 

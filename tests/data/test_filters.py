@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from tunesmith.core.clean_section import Clean, Length, Repetition, Toxicity
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Row
-from tunesmith.data import filters, pipeline
+from tunesmith.data import pipeline
+from tunesmith.data.cleaning import filters
 
 
 def row(prompt: str, answer: str, **more: Any) -> Row:

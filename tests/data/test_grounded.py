@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data import grounded
-from tunesmith.data.questions import sentences
+from tunesmith.data.growing import grounded
+from tunesmith.data.growing.questions import sentences
 
 PASSAGE = """Travel costs are paid back within 30 days. The office in Bristol keeps receipts for two years. Lost keys
 are reported to Ann at once."""

@@ -16,8 +16,9 @@ from tunesmith.core.clean_section import Clean
 from tunesmith.core.data_section import Noise
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
-from tunesmith.data import history, mix
-from tunesmith.data.noise import noisy
+from tunesmith.data.growing import mix
+from tunesmith.data.growing.noise import noisy
+from tunesmith.data.telling import history
 
 QUESTIONS = [f"How do I return parcel {i * 7919:x} that came {'abcdefgh'[i % 8] * 4} late to me?" for i in range(48)]
 GENERAL = [f"Tell me something about the number {i * i * 7919} and its neighbours" for i in range(40)]

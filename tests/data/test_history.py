@@ -21,7 +21,8 @@ from tunesmith.core.data_section import Source, Split
 from tunesmith.core.errors import ConfigError, DataError, ResourceError
 from tunesmith.core.finished import Finished
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import difference, history, ledger, load, pipeline, split
+from tunesmith.data import load, pipeline, split
+from tunesmith.data.telling import difference, history, ledger
 
 VERSION = 1  # of the played step
 

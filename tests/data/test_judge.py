@@ -27,8 +27,9 @@ from tunesmith.core.data_section import Judge
 from tunesmith.core.errors import ConfigError, DataError, ResourceError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, _stable
-from tunesmith.data import judge, rubric
-from tunesmith.data.rubric import Verdict
+from tunesmith.data import judge
+from tunesmith.data.cleaning import rubric
+from tunesmith.data.cleaning.rubric import Verdict
 from tunesmith.models import base as bases
 from tunesmith.models.endpoint import Client, Reply
 

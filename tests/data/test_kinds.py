@@ -19,10 +19,10 @@ from reportlab.pdfgen.canvas import Canvas
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Quarantined
-from tunesmith.data import documents, pdf, subtitles
-from tunesmith.data.documents import Document
-from tunesmith.data.passages import passages
-from tunesmith.data.values import Unusable
+from tunesmith.data.reading import documents, pdf, subtitles
+from tunesmith.data.reading.documents import Document
+from tunesmith.data.reading.passages import passages
+from tunesmith.data.reading.values import Unusable
 
 
 def only(path: Path) -> Document:

@@ -16,7 +16,7 @@ from tunesmith.core.data_section import Mix, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
 from tunesmith.data import load
-from tunesmith.data.mix import MIXED
+from tunesmith.data.growing.mix import MIXED
 from tunesmith.models import base as bases
 
 EXAM = "Which documents does a traveller need to rent a bicycle in the old harbour?"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core.data_section import Noise
-from tunesmith.data.noise import noisy
+from tunesmith.data.growing.noise import noisy
 
 TEXT = "Please tell me, when does my parcel arrive in Leeds?"
 

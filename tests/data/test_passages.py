@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data import documents
-from tunesmith.data.documents import Document
-from tunesmith.data.passages import count_words, passages
+from tunesmith.data.reading import documents
+from tunesmith.data.reading.documents import Document
+from tunesmith.data.reading.passages import count_words, passages
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data.pii import find, personal_data
+from tunesmith.data.cleaning.pii import find, personal_data
 
 
 def row(*contents: str, rejected: str | None = None, **last: object) -> Row:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Kept, Row
-from tunesmith.data.repair import mend, repaired
+from tunesmith.data.cleaning.repair import mend, repaired
 
 
 def row(prompt: str, answer: str, **more: object) -> Row:

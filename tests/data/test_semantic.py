@@ -23,7 +23,8 @@ from tunesmith.core.errors import ConfigError, ResourceError
 from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import pipeline, semantic
+from tunesmith.data import pipeline
+from tunesmith.data.cleaning import semantic
 
 LOST = "I lost my card while I was shopping in the city yesterday"
 SAME = "while I was shopping in the town yesterday I lost my card"

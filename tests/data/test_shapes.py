@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tunesmith.core.data_section import Fields, Source
-from tunesmith.data import shapes
-from tunesmith.data.values import Unusable
+from tunesmith.data.reading import shapes
+from tunesmith.data.reading.values import Unusable
 
 P, C = {"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}
 HUMAN, GPT, WORSE = {"from": "human", "value": "p"}, {"from": "gpt", "value": "c"}, {"from": "gpt", "value": "w"}

@@ -9,7 +9,7 @@ import pytest
 from judged import finding, judged
 
 from tunesmith.core.records import Dropped, Row
-from tunesmith.data import contradictions
+from tunesmith.data.cleaning import contradictions
 
 
 def row(prompt: str, answer: str, line: int = 1, system: str = "", calls: object = None, **more: object) -> Row:

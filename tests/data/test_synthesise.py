@@ -19,7 +19,7 @@ from tunesmith.core.clean_section import Clean
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import questions
+from tunesmith.data.growing import questions
 from tunesmith.models import base as bases
 
 Say = Callable[[list[dict[str, str]], int], str]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.values import Unusable, advice, compact, decode, plain, repaired
+from tunesmith.data.reading.values import Unusable, advice, compact, decode, plain, repaired
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),

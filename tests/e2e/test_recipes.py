@@ -15,10 +15,11 @@ from tunesmith.core.data_section import Grow
 from tunesmith.core.project import Project
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact, Steps
-from tunesmith.data import grounded, grow, load, pipeline, split
-from tunesmith.data.documents import Document
-from tunesmith.data.documents import read as read_documents
-from tunesmith.data.passages import passages
+from tunesmith.data import grow, load, pipeline, split
+from tunesmith.data.growing import grounded
+from tunesmith.data.reading.documents import Document
+from tunesmith.data.reading.documents import read as read_documents
+from tunesmith.data.reading.passages import passages
 from tunesmith.models import base as bases
 
 RECIPES = Path(__file__).parents[2] / "recipes"

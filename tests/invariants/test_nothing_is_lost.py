@@ -20,7 +20,8 @@ from tunesmith.core.data_section import Grow, Source, Split
 from tunesmith.core.errors import DataError
 from tunesmith.core.interrupt import Interrupted
 from tunesmith.core.step import Steps
-from tunesmith.data import grow, ledger, load, parts, pipeline, split
+from tunesmith.data import grow, load, parts, pipeline, split
+from tunesmith.data.telling import ledger
 
 STEPS = ("load", "clean", "split", "grow")
 SMALL_BYTES = 400  # of a part: a file has several

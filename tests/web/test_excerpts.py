@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tunesmith.core import store
 from tunesmith.core.finished import Finished
 from tunesmith.core.records import Row
-from tunesmith.data import pii
+from tunesmith.data.cleaning import pii
 from tunesmith.web import excerpts
 
 

@@ -23,9 +23,11 @@ from tunesmith.core.console import counted
 from tunesmith.core.data_section import Grow
 from tunesmith.core.errors import DataError
 from tunesmith.core.step import Artifact
-from tunesmith.data import admission, balance, collect, known, mix, parts, similar, sketches, synthesise
-from tunesmith.data.drops import Drops
-from tunesmith.data.seeds import Seeds
+from tunesmith.data import parts, similar, sketches
+from tunesmith.data.growing import admission, balance, known, mix, synthesise
+from tunesmith.data.growing.drops import Drops
+from tunesmith.data.growing.seeds import Seeds
+from tunesmith.data.reading import collect
 from tunesmith.data.split import ALIKE, SIDES
 from tunesmith.models.base import Base
 

@@ -25,8 +25,8 @@ from tunesmith.core.endpoint_section import Endpoint
 from tunesmith.core.errors import DataError, ResourceError, settings_named
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import rubric
-from tunesmith.data.rubric import SCORES, Choice, Verdict
+from tunesmith.data.cleaning import rubric
+from tunesmith.data.cleaning.rubric import SCORES, Choice, Verdict
 from tunesmith.models.base import Base
 from tunesmith.models.endpoint import Asked, Client, Reply
 

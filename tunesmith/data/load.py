@@ -23,9 +23,11 @@ from tunesmith.core import inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import collect, files, parts, pii, readers, shapes, strings
-from tunesmith.data.convert import converter
-from tunesmith.data.values import Unusable, compact, decode, plain, repaired
+from tunesmith.data import parts
+from tunesmith.data.cleaning import pii, strings
+from tunesmith.data.reading import collect, files, readers, shapes
+from tunesmith.data.reading.convert import converter
+from tunesmith.data.reading.values import Unusable, compact, decode, plain, repaired
 
 VERSION = 5
 

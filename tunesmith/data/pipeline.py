@@ -25,23 +25,20 @@ from tunesmith.core.clean_section import Clean, Length
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import (
+from tunesmith.data import judge, parts, sketches, traits
+from tunesmith.data.cleaning import (
     answers,
     benchmarks,
     choosing,
     contradictions,
     dedup,
     filters,
-    judge,
-    parts,
     pii,
     repair,
     review,
     semantic,
-    sketches,
-    traits,
 )
-from tunesmith.data.benchmarks import Questions
+from tunesmith.data.cleaning.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
 VERSION = 4

@@ -15,7 +15,8 @@ import yaml
 from tunesmith.core import hub, inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import ConfigError, DataError
-from tunesmith.data import load, unpack
+from tunesmith.data import load
+from tunesmith.data.reading import unpack
 
 _TEMPLATE = """\
 # Made by `tunesmith init` from {file}. `tunesmith check` looks at it again, `tunesmith run` runs it.

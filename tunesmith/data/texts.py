@@ -27,9 +27,9 @@ from tunesmith.core import certificate, inputs
 from tunesmith.core.console import progress
 from tunesmith.core.errors import ConfigError, DataError, ModelError
 from tunesmith.core.records import Quarantined
-from tunesmith.data import collect, documents
-from tunesmith.data.documents import Document
-from tunesmith.data.values import short
+from tunesmith.data.reading import collect, documents
+from tunesmith.data.reading.documents import Document
+from tunesmith.data.reading.values import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from tunesmith.core import store
 from tunesmith.core.records import Row, normalised, words_of
-from tunesmith.data.answers import parse_json
-from tunesmith.data.values import NO_DIGIT
+from tunesmith.data.cleaning.answers import parse_json
+from tunesmith.data.reading.values import NO_DIGIT
 
 Places = NDArray[np.int64]
 Hashes = NDArray[np.uint64]

@@ -19,8 +19,10 @@ import orjson
 
 from tunesmith.core import store
 from tunesmith.core.finished import Finished
-from tunesmith.data import admission, balance, history, pii
-from tunesmith.data.ledger import PERSONAL, left_files, row_files
+from tunesmith.data.cleaning import pii
+from tunesmith.data.growing import admission, balance
+from tunesmith.data.telling import history
+from tunesmith.data.telling.ledger import PERSONAL, left_files, row_files
 
 CHARACTERS = 2_000  # of one text
 _SHORT_CHARACTERS = 200  # of a text that only has to be recognised, and of a token

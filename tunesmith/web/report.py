@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from tunesmith.core import store
 from tunesmith.core.finished import Finished
-from tunesmith.data import ledger
-from tunesmith.data.ledger import Ledger, left_files
+from tunesmith.data.telling import ledger
+from tunesmith.data.telling.ledger import Ledger, left_files
 from tunesmith.lifecycle import OF_DATA
 from tunesmith.result import Figure, Show
 from tunesmith.web import charts, excerpts
