@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.core import schemas
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.project import Gate
-from tunesmith.core.records import Kept, Row
+from tunesmith.core.records import Dropped, Kept, Row
+from tunesmith.core.schemas import AnswerSchema
 from tunesmith.data.cleaning import answers
 from tunesmith.evaluate import gates
 
@@ -26,6 +26,16 @@ def test_cleaning_and_scoring_accept_the_same_schema(tmp_path: Path, text: str) 
 
 def test_a_missing_schema_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read as JSON") as error:
-        schemas.validator(tmp_path / "gone.json")
+        AnswerSchema.read(tmp_path / "gone.json")
     assert error.value.why
     assert error.value.next
+
+
+def test_an_answer_too_deep_for_a_recursive_schema_breaks_it(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "array", "items": {"$ref": "#"}}')
+    row = Row([{"role": "user", "content": "?"}, {"role": "assistant", "content": "[" * 900 + "]" * 900}], "a", 1, "x")
+    [dropped] = answers.follows_schema([row], path)
+    assert isinstance(dropped, Dropped)
+    assert dropped.reason == "answer breaks the schema"
+    assert "too deeply" in dropped.detail

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from tunesmith.core import schemas
 from tunesmith.core.errors import ConfigError
+from tunesmith.core.schemas import AnswerSchema
 from tunesmith.evaluate import metrics
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -107,7 +107,7 @@ def test_only_strict_json_is_valid(text, valid):
 def test_schema(tmp_path):
     path = tmp_path / "answer.json"
     path.write_text(json.dumps(SCHEMA))
-    validator = schemas.validator(path)
+    validator = AnswerSchema.read(path)
     answers = ['{"n": 1}', '{"n": 1.0}', '{"n": "1"}', "{}", '{"n": 1, "m": 2}', "n = 1"]
     assert [metrics.schema_valid(answer, validator) for answer in answers] == [True, True, False, False, False, False]
     assert corpus([('{"n": 1}', answer) for answer in answers], "schema_valid", validator=validator) == 2 / 6
@@ -116,7 +116,7 @@ def test_schema(tmp_path):
 def test_an_answer_too_deep_for_a_recursive_schema_is_invalid(tmp_path):
     path = tmp_path / "answer.json"
     path.write_text('{"type": "array", "items": {"$ref": "#"}}')
-    validator = schemas.validator(path)
+    validator = AnswerSchema.read(path)
     assert metrics.schema_valid("[[[]]]", validator)
     assert not metrics.schema_valid("[" * 1000 + "]" * 1000, validator)
 
@@ -126,7 +126,7 @@ def test_a_broken_schema_is_the_users_mistake(tmp_path, text):
     path = tmp_path / "answer.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"answer\.json (cannot be read as JSON|is no valid JSON Schema)") as error:
-        schemas.validator(path)
+        AnswerSchema.read(path)
     assert error.value.why
     assert "data.clean.answer_schema" in error.value.what
 
@@ -136,8 +136,8 @@ def test_a_schema_that_refers_elsewhere_is_not_fetched(tmp_path):
     other = tmp_path / "other.json"
     other.write_text("{}")
     path.write_text(json.dumps({"$ref": other.as_uri()}))
-    with pytest.raises(ConfigError, match="answer_schema cannot be used") as error:
-        metrics.schema_valid("{}", schemas.validator(path))
+    with pytest.raises(ConfigError, match="refers to something that is not in it") as error:
+        metrics.schema_valid("{}", AnswerSchema.read(path))
     assert other.as_uri() in error.value.why
 
 

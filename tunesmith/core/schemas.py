@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from jsonschema import exceptions, validators
-from jsonschema.protocols import Validator
-from referencing import Registry
 
 from tunesmith.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonschema import exceptions
+    from jsonschema.protocols import Validator
 
 _SHOWN_CHARACTERS = 200  # a validator's message may quote the whole answer
 
 
-def validator(path: Path) -> Validator:
-    """The validator of a JSON Schema file (2020-12 where it names no draft), which never fetches anything.
+@dataclass(frozen=True)
+class AnswerSchema:
+    """A JSON Schema file (2020-12 where it names no draft), for which nothing is ever fetched."""
 
-    Raises ConfigError for a file that cannot be read or is no schema.
-    """
-    try:
-        schema = orjson.loads(path.read_text(encoding="utf-8-sig"))
-        if type(schema) not in (dict, bool):
-            raise exceptions.SchemaError("a schema is a JSON object, or true or false")
-        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
-        kind.check_schema(schema)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"data.clean.answer_schema: {path} cannot be read as JSON",
-            str(error),
-            "name a JSON Schema file, written in UTF-8",
-        ) from None
-    except exceptions.SchemaError as error:
-        raise ConfigError(
-            f"data.clean.answer_schema: {path} is no valid JSON Schema",
-            described(error),
-            f"mend {path} and run the same command again",
-        ) from None
-    return kind(schema, registry=Registry())
+    path: Path
+    validator: Validator
+
+    @classmethod
+    def read(cls, path: Path) -> AnswerSchema:
+        """Raises ConfigError for a file that cannot be read or is no schema."""
+        from jsonschema import exceptions, validators  # a quarter of a second, for those alone that have a schema
+        from referencing import Registry
+
+        try:
+            schema = orjson.loads(path.read_text(encoding="utf-8-sig"))
+            if type(schema) not in (dict, bool):
+                raise exceptions.SchemaError("a schema is a JSON object, or true or false")
+            kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+            kind.check_schema(schema)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"data.clean.answer_schema: {path} cannot be read as JSON",
+                str(error),
+                "name a JSON Schema file, written in UTF-8",
+            ) from None
+        except exceptions.SchemaError as error:
+            raise ConfigError(
+                f"data.clean.answer_schema: {path} is no valid JSON Schema",
+                _described(error),
+                f"mend {path} and run the same command again",
+            ) from None
+        return cls(path, kind(schema, registry=Registry()))
+
+    def fault(self, value: Any) -> str | None:
+        """Where a JSON value breaks the schema, and how; None where it does not.
+
+        Raises ConfigError for a schema that refers to elsewhere.
+        """
+        from jsonschema import exceptions
+        from referencing.exceptions import Unresolvable
+
+        try:
+            found = exceptions.best_match(self.validator.iter_errors(value))
+        except RecursionError:  # a recursive schema on a value of hundreds of levels
+            return "$: it is nested too deeply to be held against the schema"
+        except Unresolvable as error:
+            raise ConfigError(
+                f"data.clean.answer_schema: {self.path} refers to something that is not in it",
+                f"{error.ref} is not in the file, and nothing is fetched",
+                "copy that definition into the file, under `$defs`",
+            ) from None
+        return _described(found) if found else None
 
 
-def described(fault: exceptions.ValidationError | exceptions.SchemaError) -> str:
-    """Where a value breaks a schema and how, cut to a readable length."""
+def _described(fault: exceptions.ValidationError | exceptions.SchemaError) -> str:
+    """Where the fault is and what it is, cut to a readable length."""
     message = fault.message
     if len(message) > _SHOWN_CHARACTERS:
         message = f"...{message[-_SHOWN_CHARACTERS:]}"  # the quoted value comes first, what is wrong with it last

@@ -102,9 +102,9 @@ def joined(of: Sketches, threshold: float, texts: Ints, known: Pairs) -> tuple[I
     return first_N, suspected
 
 
-def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> Across:
-    """Which of the others are like one of these."""
-    place, which = np.concatenate([these, others]), np.repeat([0, 1], [len(these), len(others)])
+def across(of: Sketches, threshold: float, *sides: Ints) -> Across:
+    """Which texts of a side are like one of an earlier side."""
+    place, side_N = np.concatenate(sides), np.repeat(np.arange(len(sides)), [len(side) for side in sides])
     found, uncompared = Across({}, {}), dict[int, int]()
     answered_N = np.zeros(len(of.sets.ends_N), bool)
 
@@ -113,30 +113,35 @@ def across(of: Sketches, threshold: float, these: Ints, others: Ints) -> Across:
             found.alike.setdefault(other, (this, similarity))
         answered_N[pairs[0]] = True
 
-    if not len(these) or not len(others):
+    if sum(map(bool, map(len, sides))) < 2:
         return found
-    for places_M, firsts_M in _by_band((band_N[place] for band_N in of.bands()), len(place)):  # these come first
-        mine = which[places_M] == 0
-        bucket_M = np.cumsum(firsts_M == np.arange(len(firsts_M))) - 1
-        held, asked = np.bincount(bucket_M[mine], minlength=len(mine)), np.bincount(bucket_M[~mine])
+    for places_M, firsts_M in _by_band((band_N[place] for band_N in of.bands()), len(place)):
+        held_M = _of_earlier_sides(side_N[places_M], firsts_M)
         texts_M = place[places_M]
-        asking = np.flatnonzero(~mine & (held[bucket_M] > 0) & ~answered_N[texts_M])
-        few = np.minimum(held[bucket_M[asking]], _NEIGHBOURS)
+        asking = np.flatnonzero((held_M > 0) & ~answered_N[texts_M])
+        few = np.minimum(held_M[asking], _NEIGHBOURS)
         for some in blocks(np.cumsum(few), _PAIRS):
             it = np.repeat(asking[some], few[some])
             nth = np.arange(len(it)) - np.repeat(np.cumsum(few[some]) - few[some], few[some])
             pairs = _possible(of.sets, (texts_M[it], texts_M[firsts_M[it] + nth]), threshold)
             note(_alike(of.sets, pairs, threshold))
-        asking = asking[(held[bucket_M[asking]] > _NEIGHBOURS) & ~answered_N[texts_M[asking]]]
-        for its in np.split(asking, np.flatnonzero(np.diff(bucket_M[asking])) + 1) if len(asking) else ():
-            bucket, begin = bucket_M[its[0]], firsts_M[its[0]]
-            met = texts_M[begin : begin + held[bucket]]
-            if len(met) * asked[bucket] > _CROWD:
+        asking = asking[(held_M[asking] > _NEIGHBOURS) & ~answered_N[texts_M[asking]]]
+        for its in np.split(asking, np.flatnonzero(np.diff((firsts_M + held_M)[asking])) + 1) if len(asking) else ():
+            met = texts_M[firsts_M[its[0]] :][: held_M[its[0]]]
+            if len(met) * len(its) > _CROWD:
                 uncompared.update(dict.fromkeys(texts_M[its].tolist(), int(met[0])))
             else:
                 note(_alike_of(of.sets, texts_M[its], met[_NEIGHBOURS:], threshold))
     found.uncompared.update({text: one for text, one in uncompared.items() if text not in found.alike})
     return found
+
+
+def _of_earlier_sides(side_M: Ints, firsts_M: Ints) -> Ints:
+    """How many texts of earlier sides each one's bucket begins with, in which the sides come in their order."""
+    begins_M = np.ones(len(side_M), bool)
+    begins_M[1:] = (side_M[1:] != side_M[:-1]) | (firsts_M[1:] != firsts_M[:-1])
+    held: Ints = np.maximum.accumulate(np.where(begins_M, np.arange(len(side_M)), 0)) - firsts_M
+    return held
 
 
 def _by_band(keys: Iterator[Hashes], texts: int) -> Iterator[Pairs]:

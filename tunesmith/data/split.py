@@ -290,12 +290,11 @@ def _certify(
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(assigned.side_N != _GONE))
     exam, rest = np.sort(drawn[: len(test)]), np.sort(drawn[len(test) :])
     has_like = _may_have_like(rows, assigned)
-    pairs = ((train, np.union1d(test, validation)), (test, validation), (rest[has_like[rest]], exam[has_like[exam]]))
-    *found, known = [similar.across(prompts, ALIKE, these, others) for these, others in pairs]
-    leaks, uncompared = sum(len(one.alike) for one in found), sum(len(one.uncompared) for one in found)
-    leaks += _on_two_sides(links, assigned)
+    found = similar.across(prompts, ALIKE, train, validation, test)
+    known = similar.across(prompts, ALIKE, rest[has_like[rest]], exam[has_like[exam]])
+    leaks = len(found.alike) + _on_two_sides(links, assigned)
     assert not leaks, f"{leaks} rows have their like on another side"
-    assert not uncompared, f"{uncompared} rows may have their like on another side"
+    assert not found.uncompared, f"{len(found.uncompared)} rows may have their like on another side"
     facts = {
         "alike_from": ALIKE,
         "shingle": sketches.SHINGLE,

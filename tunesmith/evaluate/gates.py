@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.core import schemas, store
+from tunesmith.core import store
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.project import Gate, Metric
 from tunesmith.core.records import EXIT_STATUS, GateResult, Interval, Outcome, worst
+from tunesmith.core.schemas import AnswerSchema
 from tunesmith.core.step import Artifact
 from tunesmith.evaluate import metrics, stats
 from tunesmith.evaluate.metrics import Answer, Prediction, Scores
@@ -47,7 +48,7 @@ class Comparison:
 def check(gates: Sequence[Gate], answer: Answer, schema: Path | None) -> None:
     """Raises ConfigError for a gate whose metric does not apply to such answers, and for a schema that is none."""
     if schema is not None and answer == "json":
-        schemas.validator(schema)
+        AnswerSchema.read(schema)
     known = metrics.applicable(answer, schema is not None)
     for i, gate in enumerate(gates):
         if gate.metric in known:
@@ -76,8 +77,8 @@ def run(
     check(gates, answer, answer_schema)
     base, tuned = _read(before), _read(after)
     assert [p["id"] for p in base] == [p["id"] for p in tuned], "base and tuned model did not answer the same test rows"
-    validator = schemas.validator(answer_schema) if answer_schema and answer == "json" else None
-    base_scores, tuned_scores = metrics.score(base, answer, validator), metrics.score(tuned, answer, validator)
+    schema = AnswerSchema.read(answer_schema) if answer_schema and answer == "json" else None
+    base_scores, tuned_scores = metrics.score(base, answer, schema), metrics.score(tuned, answer, schema)
     compared = compare(base_scores, tuned_scores)
     results = [decide(gate, compared[gate.metric]) for gate in gates]
     outcome = worst([result.outcome for result in results])

@@ -26,13 +26,11 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 import orjson
-from jsonschema.protocols import Validator
 from numpy.typing import NDArray
-from referencing.exceptions import Unresolvable
 
-from tunesmith.core.errors import ConfigError
 from tunesmith.core.project import Metric
 from tunesmith.core.records import Message
+from tunesmith.core.schemas import AnswerSchema
 
 Answer = Literal["text", "json"]
 FloatArray = NDArray[np.float64]
@@ -67,12 +65,12 @@ def applicable(answer: Answer, schema: bool) -> list[Metric]:
     return ["exact_match", "valid_json", *with_schema, "field_precision", "field_recall", "field_f1", "perplexity"]
 
 
-def score(predictions: Sequence[Prediction], answer: Answer, validator: Validator | None) -> Scores:
+def score(predictions: Sequence[Prediction], answer: Answer, schema: AnswerSchema | None) -> Scores:
     """The pairs of every metric that applies, rows in the order given."""
-    rows = [_json_pairs(p, validator) if answer == "json" else _text_pairs(p) for p in predictions]
+    rows = [_json_pairs(p, schema) if answer == "json" else _text_pairs(p) for p in predictions]
     return {
         metric: np.array([row[metric] for row in rows], dtype=np.float64).reshape(-1, 2)
-        for metric in applicable(answer, validator is not None)
+        for metric in applicable(answer, schema is not None)
     }
 
 
@@ -143,20 +141,12 @@ def valid_json(answer: str) -> bool:
     return leaves(answer) is not None
 
 
-def schema_valid(answer: str, validator: Validator) -> bool:
+def schema_valid(answer: str, schema: AnswerSchema) -> bool:
     """Whether the answer is JSON that follows the schema. ConfigError for a schema with a reference to elsewhere."""
     try:
-        return validator.is_valid(orjson.loads(answer))
+        return schema.fault(orjson.loads(answer)) is None
     except orjson.JSONDecodeError:
         return False
-    except RecursionError:  # a recursive schema on an answer of hundreds of levels
-        return False
-    except Unresolvable as error:
-        raise ConfigError(
-            "data.clean.answer_schema cannot be used",
-            f"it refers to {error.ref}, which is not in the file, and nothing is fetched",
-            "copy that definition into the file, under `$defs`",
-        ) from None
 
 
 def items(text: str) -> Counter[tuple[tuple[str, ...], bytes]]:
@@ -222,7 +212,7 @@ def _lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     return len(a) - row.bit_count()
 
 
-def _json_pairs(p: Prediction, validator: Validator | None) -> Mapping[Metric, tuple[float, float]]:
+def _json_pairs(p: Prediction, schema: AnswerSchema | None) -> Mapping[Metric, tuple[float, float]]:
     matched, predicted, gold = field_counts(p["expected"], p["answer"])
     pairs: dict[Metric, tuple[float, float]] = {
         "exact_match": (json_equal(p["expected"], p["answer"]), 1),
@@ -232,8 +222,8 @@ def _json_pairs(p: Prediction, validator: Validator | None) -> Mapping[Metric, t
         "field_f1": (2 * matched, predicted + gold),
         "perplexity": _likelihood(p),
     }
-    if validator is not None:
-        pairs["schema_valid"] = (schema_valid(p["answer"], validator), 1)
+    if schema is not None:
+        pairs["schema_valid"] = (schema_valid(p["answer"], schema), 1)
     return pairs
 
 

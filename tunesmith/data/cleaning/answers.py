@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from jsonschema import exceptions
-from referencing.exceptions import Unresolvable
 
-from tunesmith.core import schemas
-from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
+from tunesmith.core.schemas import AnswerSchema
 
 _FENCE = re.compile(r"\s*```[ \t]*(?:json)?[ \t]*\n(?P<inside>.*?)\s*```\s*", re.IGNORECASE | re.DOTALL)
 
@@ -50,20 +47,14 @@ def follows_schema(rows: Iterable[Row], schema: Path) -> Iterator[Kept | Dropped
     Formats are not asserted, as the standard has it, and nothing is fetched: a reference that leads out of the file is
     a ConfigError, and so is a file that cannot be read or is no schema.
     """
-    validator = schemas.validator(schema)
+    asked = AnswerSchema.read(schema)
     for row in rows:
         try:
-            fault = exceptions.best_match(validator.iter_errors(parse_json(row.answer)))
+            fault = asked.fault(parse_json(row.answer))
         except ValueError as error:
             yield Dropped(row, "answer is not JSON", str(error))
-        except Unresolvable as error:
-            raise ConfigError(
-                f"data.clean.answer_schema: {schema} refers to something that is not in it",
-                str(error),
-                "copy what it refers to under `$defs` in the same file",
-            ) from None
         else:
-            yield Dropped(row, "answer breaks the schema", schemas.described(fault)) if fault else Kept(row)
+            yield Dropped(row, "answer breaks the schema", fault) if fault else Kept(row)
 
 
 def parse_json(text: str) -> Any:

@@ -62,8 +62,7 @@ def read(record: Object, notes: list[str]) -> Exchange | None:
 
 def _request(record: Object) -> Object | None:
     """The request's own object; that of a flat trace is the record."""
-    keys = ("request", "body") if record.keys() & _OTHER_PROMPTS else ("request", "body", "input")
-    for key in keys:
+    for key in ("request", "body", "input") if _OTHER_PROMPTS.isdisjoint(record) else ("request", "body"):
         found = _object(record.get(key))
         found = _object(found.get("body")) or found if found else None
         if found and found.keys() & {"messages", "prompt", "input"}:

@@ -69,7 +69,8 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     notes = list(notes)
     others = _others(record, fields) if fields else record
     reading = _explicit(record, others, fields, notes) if fields else recognise(record, notes)
-    own = record.get(fields.system) if fields and fields.system else _first(others, _SYSTEM)
+    column = (fields and fields.system) or _first(others, _SYSTEM)
+    own = record.get(column) if column else None
     before = [] if own in (None, "") else _turns_of_system(own)
     messages = canonical([*before, *reading.turns], notes)
     if system and messages[0]["role"] != "system":
@@ -226,7 +227,7 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
 
 def _label(record: Record) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
-    return next((key for key in ("label", "kto_tag") if _truth(record.get(key)) is not None), None)
+    return next((key for key in ("label", "kto_tag") if key in record and _truth(record[key]) is not None), None)
 
 
 def _refuse_bad(record: Record, label: str | None) -> None:
@@ -246,7 +247,7 @@ def _truth(value: Any) -> bool | None:
 
 
 def _messages(record: Record, notes: list[str]) -> Reading | None:
-    key = next((key for key in _CONVERSATION if _has(record, key)), None)
+    key = _first(record, _CONVERSATION)
     if key is None:
         return None
     turns = _turn_list(record[key], key, notes)
@@ -258,10 +259,8 @@ def _alpaca(record: Record, notes: list[str]) -> Reading | None:
     output = _only(record, _OUTPUT) if _has(record, "instruction") else None
     if output is None:
         return None
-    return Reading(
-        "alpaca",
-        [*_history(record, notes), *_with_input(record, "instruction"), *_turns(record[output], "assistant", output)],
-    )
+    asked = [*_history(record, notes), *_with_input(record, "instruction")]
+    return Reading("alpaca", asked + _turns(record[output], "assistant", output))
 
 
 def _history(record: Record, notes: list[str]) -> list[Any]:
@@ -346,13 +345,17 @@ def _has(record: Record, name: str) -> bool:
     return record.get(name) is not None
 
 
-def _first(record: Record, names: Iterable[str]) -> Any:
-    return next((record[name] for name in names if _has(record, name)), None)
+def _first(record: Record, names: Iterable[str]) -> str | None:
+    """The first of these columns that the record has."""
+    for name in names:
+        if record.get(name) is not None:
+            return name
+    return None
 
 
 def _only(record: Record, names: Iterable[str]) -> str | None:
     """The one of these columns that the record has; raises Unusable where several could be meant."""
-    found = [name for name in names if _has(record, name)]
+    found = [name for name in names if record.get(name) is not None]
     if len(found) > 1:
         raise Unusable(
             "several columns could be the answer",
@@ -366,7 +369,7 @@ def _prompt(record: Record, notes: list[str]) -> list[Any] | None:
     conversation = _messages({key: value for key, value in record.items() if key in _CONVERSATION}, notes)
     if conversation is not None:
         return conversation.turns
-    name = next((name for name in _PROMPTS if _has(record, name)), None)
+    name = _first(record, _PROMPTS)
     return None if name is None else _history(record, notes) + _with_input(record, name)
 
 

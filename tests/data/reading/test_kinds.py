@@ -361,7 +361,7 @@ import sys
 sys.modules[{package!r}] = None
 from pathlib import Path
 from tunesmith.core.errors import ConfigError
-from tunesmith.data import documents
+from tunesmith.data.reading import documents
 try:
     list(documents.read(Path({str(tmp_path / name)!r})))
 except ConfigError as error:

@@ -133,7 +133,7 @@ def test_an_endpoint_that_is_not_read_is_refused(project, section, words):
 def test_paraphrases_and_hard_negatives_by_cosine():
     """What bench/duplicates.py tells of both kinds of vectors, in short: those of words find many paraphrases that
     characters do not, and neither tells a paraphrase from a sentence of which one word is another."""
-    with open(Path(__file__).parent / "paraphrases.tsv", newline="", encoding="utf-8") as file:
+    with open(Path(__file__).parents[1] / "paraphrases.tsv", newline="", encoding="utf-8") as file:
         pairs = list(csv.DictReader(file, delimiter="\t"))
     same = np.array([pair["same"] == "yes" for pair in pairs])
     assert (same.sum(), (~same).sum()) == (60, 60)

@@ -14,7 +14,7 @@ from tunesmith.data.reading import documents
 from tunesmith.data.reading.documents import Document
 from tunesmith.data.reading.passages import count_words, passages
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def words(count: int, word: str = "word") -> str:
