@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -79,13 +79,11 @@ class Row:
         return row
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     row: Row
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """A row that goes no further: `reason` is a short fixed phrase to count by, `detail` says what was seen."""
 
     row: Row

@@ -26,6 +26,8 @@ from tunesmith.data.cleaning.answers import parse_json
 from tunesmith.data.cleaning.recognisers import Find, Recogniser
 from tunesmith.data.reading.values import NO_DIGIT
 
+FindAll = Callable[[str], Sequence[Find]]
+
 _NO_MARK = bytes(set(range(256)) - set(b"0123456789@!$%*+#^~=:_"))
 _BEGINNINGS = (
     *("AKIA", "ASIA", "AIza", "GOCSPX-", "ya29.", "SG.", "dapi", "sk-", "xai-", "glpat-", "pypi-AgE", "xapp-"),
@@ -61,7 +63,7 @@ def personal_data(
     text. A row goes also where it would break an answer that is JSON. `finder` is a Python file with the project's own
     `find`; ConfigError for one that is of no use.
     """
-    find_all = partial(_also, _own(finder, finder.stat().st_mtime_ns)) if finder else find
+    find_all: FindAll = partial(_also, _own(finder, finder.stat().st_mtime_ns)) if finder else find
     for row in rows:
         values = _values(row, find_all)
         kinds = sorted({*values.values()})
@@ -81,7 +83,8 @@ def personal_data(
                 yield Kept(replace(replaced, changes=[*row.changes, *(f"replaced: {kind}" for kind in kinds)]))
 
 
-def find(text: str) -> list[Find]:
+@lru_cache(maxsize=1024)  # labels and system messages stand in row after row
+def find(text: str) -> Sequence[Find]:
     """The kinds and places (start, end) of personal data in a text, in its order, without overlaps.
 
     Of two that see the same characters, the one that is tried first wins."""
@@ -201,10 +204,10 @@ def _useless(path: Path, why: str) -> ConfigError:
     )
 
 
-def _also(own: Callable[[str], list[Find]], text: str) -> list[Find]:
+def _also(own: Callable[[str], list[Find]], text: str) -> Sequence[Find]:
     """What is found by shape, and by the project's own `find` where nothing was: of an address that holds a phone
     number, what stands before and after it."""
-    found = find(text)
+    found = list(find(text))
     for kind, start, end in own(text):
         taken = [(a, b) for _, a, b in found if a < end and b > start]
         for free_start, free_end in zip([start, *(b for _, b in taken)], [*(a for a, _ in taken), end]):
@@ -214,7 +217,7 @@ def _also(own: Callable[[str], list[Find]], text: str) -> list[Find]:
     return found
 
 
-def _values(row: Row, find_all: Callable[[str], list[Find]]) -> dict[str, str]:
+def _values(row: Row, find_all: FindAll) -> dict[str, str]:
     """What is found in a row, and its kind. In the JSON of a tool call, an argument's name may tell what it is."""
     calls = [orjson.dumps(m["tool_calls"]).decode() for m in row.messages if m.get("tool_calls")]
     return {text[i:j]: kind for text in [*strings.of_row(row), *calls] for kind, i, j in find_all(text)}
@@ -222,7 +225,7 @@ def _values(row: Row, find_all: Callable[[str], list[Find]]) -> dict[str, str]:
 
 def _replaced(
     row: Row,
-    find_all: Callable[[str], list[Find]],
+    find_all: FindAll,
     values: dict[str, str],
     stand_in: Callable[[str, str, int], str],
 ) -> Row:
@@ -246,7 +249,7 @@ def _replaced(
         return given[known]
 
     def cleaned(text: str) -> str:
-        found = find_all(text)
+        found = list(find_all(text))
         for match in again.finditer(text):
             _enter(found, (values[match[0]], *match.span()))
         parts, end = [], 0
