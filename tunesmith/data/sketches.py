@@ -43,12 +43,14 @@ _MIX = np.uint32(0x9E3779B1)
 _BLOCK = 1 << 16  # shingles that are hashed at once: they stay in the processor's cache
 _BATCH = 2_000  # texts that are cut into shingles at once, for the same reason
 _AT_ONCE = 1 << 22  # shingles that are compared at once
+_MUCH_BYTES = 1 << 28  # of shingles, which do not stay in memory beyond
+_BANDS_AT_ONCE = 8
 _WORDS = 4  # of 64 bits: the marks by which most pairs are told apart at a glance
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The shingles of many texts; `file`, where they are a file's."""
+    """The shingles of many texts; `file`, where they are a file's and too many to stay in memory."""
 
     shingles_S: Hashes
     ends_N: Ints
@@ -112,20 +114,23 @@ def read(folders: Sequence[Path], whole: Path, cut: Banding) -> Sketches:
             with open(folder / "shingles", "rb") as part:
                 shutil.copyfileobj(part, file)
         file.flush()
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else None
+        size_bytes = file.tell()
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size_bytes else None
     shingles_S = np.frombuffer(pages or b"", np.uint32)
 
     def bands() -> Iterator[Hashes]:
-        for band in range(cut.bands):
+        for first in range(0, cut.bands, _BANDS_AT_ONCE):
+            some = min(_BANDS_AT_ONCE, cut.bands - first)
             parts = [
-                np.fromfile(folder / "bands", np.uint32, len(its), offset=4 * band * len(its))
+                np.fromfile(folder / "bands", np.uint32, some * len(its), offset=4 * first * len(its)).reshape(some, -1)
                 for folder, its in zip(folders, sizes)
             ]
-            yield np.concatenate(parts)
+            yield from np.concatenate(parts, axis=1)
 
     marks = [np.fromfile(folder / "marks", np.uint64).reshape(-1, _WORDS) for folder in folders]
     ends_N = np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))
-    return Sketches(Sets(shingles_S, ends_N, np.concatenate([np.zeros((0, _WORDS), np.uint64), *marks]), pages), bands)
+    marks_NW = np.concatenate([np.zeros((0, _WORDS), np.uint64), *marks])
+    return Sketches(Sets(shingles_S, ends_N, marks_NW, pages if size_bytes > _MUCH_BYTES else None), bands)
 
 
 def banding(threshold: float, texts: int) -> Banding:
@@ -207,7 +212,7 @@ def similarities(sets: Sets, pairs: Pairs) -> NDArray[np.float64]:
         twice = keys[1:][keys[1:] == keys[:-1]]
         shared_P[part] = np.bincount((twice >> HALF).astype(np.int64), minlength=part.stop - part.start)
         if sets.file:
-            sets.file.madvise(mmap.MADV_DONTNEED)  # or the whole file would come to stay in memory
+            sets.file.madvise(mmap.MADV_DONTNEED)
     return shared_P / (sizes_P - shared_P)
 
 

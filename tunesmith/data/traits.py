@@ -48,10 +48,10 @@ COMPARED = np.dtype(
 )
 
 _NUMBER = re.compile(r"(?:[-+−*/×÷^<>=]\s*)?\d+(?:[.,:]\d+)*%?")  # normalised text has lost signs and decimal points
-_WORD = re.compile(r"[^\W_]+(?:['’]t)?")
 _DENYING = """
     no not never none nobody nothing nowhere neither nor without cannot
-    aint arent cant couldnt didnt doesnt dont hadnt hasnt havent isnt shouldnt wasnt werent wont wouldnt
+    aint arent cant couldnt darent didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt neednt oughtnt shant
+    shouldnt wasnt werent wont wouldnt
     nicht kein keine keinem keinen keiner keines nie niemals ohne non pas jamais sans nunca sin"""
 _NEGATIONS = frozenset(_DENYING.split())
 _JSON_BEGINS = frozenset('{["-0123456789tfn')
@@ -142,7 +142,7 @@ def compared(row: Row) -> tuple[int | float, ...]:
             system.append(text)
         else:
             figures += numbers
-            denied += _negations(m["content"], words)
+            denied += _negations(words)
             prompt_words += len(m["content"].split())
     calls = [called for *_, called in context]
     words = row.answer.split()
@@ -176,14 +176,15 @@ def _numbers(text: str) -> list[str]:
     return _NUMBER.findall(text)
 
 
-def _negations(text: str, words: list[str]) -> list[str]:
-    """Those that a text has, in every way to write them; "n't" for all verbs that end so. `words` are its normalised
-    ones."""
+def _negations(words: list[str]) -> list[str]:
+    """Those among a text's normalised words, in every way to write them; "n't" for all verbs that end so."""
     if _NEGATIONS.isdisjoint(words) and "t" not in words:
         return []  # as nearly all of them do
-    found = _WORD.findall(text.casefold())
+    before = ["", *words]
     return [
-        "n't" if word[-2:-1] in "'’" else word for word in found if word in _NEGATIONS or word.endswith(("n't", "n’t"))
+        "n't" if word == "t" else word
+        for word, last in zip(words, before)
+        if word in _NEGATIONS or (word == "t" and f"{last}t" in _NEGATIONS)
     ]
 
 
