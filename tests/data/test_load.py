@@ -326,6 +326,8 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
         ({"prompt": "Hi", "completion": "Ho", "user": "anna", "when": "2026-01-01"},
          {"fields": {"group": "user", "time": "when"}}, []),
         ({"prompt": "Hi", "completion": "Ho", "label": True}, {}, []),
+        ({"prompt": "Hi", "completion": "Ho", "label": "greeting"}, {}, ["label"]),
+        ({"prompt": "Hi", "completion": "Ho", "rejected": "No"}, {}, ["rejected"]),
     ],
 )  # fmt: skip
 def test_preview_tells_of_columns_that_are_in_no_row(tmp_path, record, more, unread):

@@ -33,7 +33,6 @@ VERSION = 5
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _READ = 0.5  # of the rows in which something stands in a column, have it; in fewer it stands by chance
-_IN_PIECES = ("chosen", "rejected", "label", "kto_tag")  # columns that are read, though not as they stand
 _QUARANTINE = "output/failed/load/quarantine.jsonl"  # where a refused step's folder is kept
 
 
@@ -121,7 +120,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
                 examples.append(outcome)
     if not ledger.rows_in:
         raise _nothing_in(source.path.name)
-    known = (*_IN_PIECES, source.fields.group, source.fields.time)
+    known = (source.fields.group, source.fields.time)
     return {
         "files": len(inputs.files(source.path)),
         "skipped": collect.told(skipped),
@@ -138,11 +137,14 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
 
 
 def _columns(record: Any, row: Row) -> Iterator[tuple[str, bool]]:
-    """The columns of a record in which something stands, and whether any text in them is a part of the row."""
-    whole = "\n".join(strings.of_row(row))
-    for column, value in record.items() if isinstance(record, dict) else ():
+    """The columns of a record in which something stands, and whether the row is made of it, or of texts in it."""
+    if not isinstance(record, dict):
+        return
+    whole, label = "\n".join(strings.of_row(row)), shapes.label_of(record)
+    for column, value in record.items():
         if found := _texts(value):
-            yield repaired(str(column)), any(text in whole for text in found)
+            is_pair = row.rejected is not None and column in ("chosen", "rejected")
+            yield repaired(str(column)), is_pair or column == label or any(text in whole for text in found)
 
 
 def _texts(value: Any) -> list[str]:

@@ -10,6 +10,7 @@ import asyncio
 import difflib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
@@ -60,6 +61,7 @@ class Server:
         """Raises ConfigError when the key's variable is not set."""
         self.settings, self._key = settings, _key(settings.key)
         self._left_out: set[str] = set()
+        self._texts_at_once = sys.maxsize  # for which it gives vectors, as far as is known
         self._http: httpx.AsyncClient | None = None
 
     async def complete(self, payload: dict[str, Any]) -> Answer:
@@ -80,15 +82,22 @@ class Server:
             raise await self._refusal(response, _message(text))
 
     async def embed(self, texts: list[str]) -> list[list[float]]:
-        """The vectors of these texts. Raises Passing, and UserError for what no repetition mends."""
-        response = await self._send("POST", "embeddings", {"model": self.settings.model, "input": texts})
-        text = self._without_key(response)
-        if response.status_code == 200:
-            return _vectors(text, len(texts))
-        if (response.status_code in _PASSING or response.status_code >= 500) and not _SPENT.search(text):
-            wait_seconds = _retry_after(response.headers.get("retry-after"))
-            raise Passing(f"status {response.status_code}", _message(text), wait_seconds)
-        raise await self._refusal(response, _message(text), "embeddings")
+        """The vectors of these texts. A server that refuses so many is asked for half of them, from then on.
+
+        Raises Passing, and UserError for what no repetition mends."""
+        half = len(texts) // 2
+        if len(texts) <= self._texts_at_once:
+            response = await self._send("POST", "embeddings", {"model": self.settings.model, "input": texts})
+            text = self._without_key(response)
+            if response.status_code == 200:
+                return _vectors(text, len(texts))
+            if (response.status_code in _PASSING or response.status_code >= 500) and not _SPENT.search(text):
+                wait_seconds = _retry_after(response.headers.get("retry-after"))
+                raise Passing(f"status {response.status_code}", _message(text), wait_seconds)
+            if response.status_code not in (400, 413, 422) or not half:
+                raise await self._refusal(response, _message(text), "embeddings")
+            self._texts_at_once = min(self._texts_at_once, half)
+        return await self.embed(texts[:half]) + await self.embed(texts[half:])
 
     async def close(self) -> None:
         if self._http:

@@ -152,7 +152,7 @@ class Server:
 
     def __init__(self, faults: list[Any] | None = None, retry_after: str = "0") -> None:
         self.url, self.faults, self.asked, self.keys = "", faults or [], [], []
-        self.retry_after, self.dimensions = retry_after, 26
+        self.retry_after, self.dimensions, self.at_once = retry_after, 26, 1_000
 
     @contextmanager
     def running(self) -> Iterator["Server"]:
@@ -165,6 +165,8 @@ class Server:
                     fault = server.faults.pop(0) if server.faults else None
                     server.asked.append((self.path, body))
                     server.keys.append(self.headers["Authorization"])
+                if len(body["input"]) > server.at_once:
+                    return self.answer(422, {"error": f"batch size > maximum allowed batch size {server.at_once}"})
                 if isinstance(fault, int):
                     return self.answer(fault, {"error": {"message": "no"}}, {"Retry-After": server.retry_after})
                 letters = "" if fault == "empty" else "abcdefghijklmnopqrstuvwxyz"[: server.dimensions]
@@ -221,6 +223,21 @@ def test_a_passing_fault_is_waited_out_and_told_of_once(clean, fault, capsys):
         assert 3 in clean(ROWS, by(server))[1]
         assert len(server.asked) == 3
     assert capsys.readouterr().err.count("asking again, up to 6 times each") == 1
+
+
+def test_a_server_that_takes_few_texts_at_once_is_asked_for_few(clean):
+    with Server().running() as server:
+        server.at_once = 3
+        rows = [*ROWS, *(row(f"{letter * 9} of another kind", 5 + i) for i, letter in enumerate("abcdefg"))]
+        assert 3 in clean(rows, by(server, concurrency=1))[1]
+        assert [len(body["input"]) for _, body in server.asked] == [11, 5, 2, 1, 2, 1, 2, 1, 2]
+
+
+def test_a_request_that_is_refused_however_few_texts_it_holds_ends_the_step(clean):
+    with Server([400] * 9).running() as server:
+        with pytest.raises(ConfigError, match="refuses the request"):
+            clean(ROWS, by(server))
+        assert [len(body["input"]) for _, body in server.asked] == [4, 2, 1]
 
 
 def test_a_server_that_says_to_come_back_tomorrow_is_not_waited_for(clean):

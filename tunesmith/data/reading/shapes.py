@@ -142,7 +142,7 @@ def _explicit(record: Record, others: Record, fields: Fields, notes: list[str]) 
                 f"`fields.{part}` names `{short(name)}`, but this record has {named(record)}{hint}",
             )
     if fields.messages or fields.answer:
-        _refuse_bad(others, _label(others))
+        _refuse_bad(others, label_of(others))
     if fields.messages:
         turns = _turn_list(record[fields.messages], fields.messages, notes)
         asks = bool(turns) and role_of(turns[-1]) == "user" and _has(others, "chosen") and _has(others, "rejected")
@@ -214,7 +214,7 @@ def _exchange(record: Record, notes: list[str]) -> Reading | None:
 
 
 def _kto(record: Record, notes: list[str]) -> Reading | None:
-    label = _label(record)
+    label = label_of(record)
     if label is None:
         return None
     rest = {key: value for key, value in record.items() if key != label}
@@ -225,7 +225,7 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
     return reading._replace(shape="kto")
 
 
-def _label(record: Record) -> str | None:
+def label_of(record: Record) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
     return next((key for key in ("label", "kto_tag") if key in record and _truth(record[key]) is not None), None)
 
