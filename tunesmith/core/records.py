@@ -18,7 +18,7 @@ Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "
 Split = Literal["auto", "train", "validation", "test"]
 
 _WORDS = re.compile(r"[^\W_]+")
-_ASCII_WORDS = "".join(c.lower() if (c := chr(i)).isalnum() else " " for i in range(128))
+_ASCII_WORDS = bytes(ord(c.lower()) if i < 128 and (c := chr(i)).isalnum() else ord(" ") for i in range(256))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
 
 def words_of(text: str) -> list[str]:
     """Runs of word characters in lower case."""
-    return text.translate(_ASCII_WORDS).split() if text.isascii() else _WORDS.findall(text.casefold())
+    if text.isascii():
+        return text.encode().translate(_ASCII_WORDS).decode().split()
+    return _WORDS.findall(text.casefold())
 
 
 def normalised(text: str) -> str:
