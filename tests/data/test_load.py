@@ -284,6 +284,19 @@ def test_convert_sees_each_record_before_its_shape_is_looked_at(tmp_path):
     assert quarantine(tmp_path)[1]["record"] == '{"flat": 1}'
 
 
+def test_what_convert_does_to_a_record_changes_nothing_that_is_told_of_it(tmp_path):
+    code = tmp_path / "convert.py"
+    code.write_text(
+        "def convert(r):\n    r['completion'] = r.pop('ans')\n    return 1 / 0 if r['prompt'] == 'b' else r\n"
+    )
+    (tmp_path / "rows.json").write_text('[{"prompt": "a", "ans": "c"}, {"prompt": "b", "ans": "d"}]')
+    its = source(tmp_path / "rows.json", convert=str(code))
+    assert load.preview(its)["columns"] == ["prompt", "ans"]
+    loaded(tmp_path, its, max_quarantined=0.5)
+    [quarantined] = store.read_jsonl(tmp_path / "out/quarantine.jsonl")
+    assert json.loads(quarantined["record"]) == {"prompt": "b", "ans": "d"}
+
+
 def test_an_unusable_convert_file_stops_the_step(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", GOOD)
     with pytest.raises(ConfigError, match="cannot be used for `convert`") as refusal:

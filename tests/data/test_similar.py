@@ -101,6 +101,23 @@ def test_ten_thousand_texts_of_one_template_are_held_against_all_they_meet(templ
     assert found.uncompared == {}
 
 
+@pytest.mark.parametrize("ends", [(700, 900), (0, 800), (700, 700), (0, 0)])
+def test_each_side_is_held_against_all_earlier_ones(ends, monkeypatch):
+    monkeypatch.setattr(similar, "_CROWD", 100)
+    texts = [*crowd(CROWD, 500), *crowd(ALIKE, 500)]
+    random.Random(2).shuffle(texts)
+    sides = np.split(np.arange(len(texts)), ends)
+    prompts = sketches.sketched(texts, sketches.banding(0.7, len(texts)))
+    found = similar.across(prompts, 0.7, *sides, whole=True)
+    first, second = ends
+    expected = {place + first for place in like_one_of(texts[:first], texts[first:second])}
+    expected |= {place + second for place in like_one_of(texts[:second], texts[second:])}
+    assert found.alike.keys() == expected
+    assert found.uncompared == {}
+    assert all(np.searchsorted(ends, like, "right") < np.searchsorted(ends, place, "right")
+               for place, (like, _) in found.alike.items())  # fmt: skip
+
+
 def test_who_meets_too_many_is_suspected(monkeypatch):
     """A crowd that is not compared as a whole, as larger ones would not be."""
     monkeypatch.setattr(similar, "_CROWD", 10_000)
@@ -141,6 +158,8 @@ def test_who_might_be_like_a_pinned_exam_does_not_train_and_the_certificate_tell
 
 def like_one_of(some: list[str], others: list[str]) -> set[int]:
     """The places of others that are like one of these, by comparing all pairs."""
+    if not some or not others:
+        return set()
     sets = sketches.shingled([*some, *others])
     _, columns = np.unique(sets.shingles_S, return_inverse=True)
     has = csr_array((np.ones(len(columns), np.int32), columns, np.concatenate([[0], sets.ends_N])))

@@ -198,6 +198,21 @@ def test_files_and_summary(tmp_path):
     assert summary["warnings"] == []
 
 
+@pytest.mark.parametrize(("one", "other"), [("train", "validation"), ("train", "test"), ("validation", "test")])
+def test_a_split_that_tears_two_rows_apart_is_not_certified(one, other, tmp_path, monkeypatch):
+    def torn(*given):
+        found = assign(*given)
+        found.side_N[[60, 61]] = SIDES.index(one), SIDES.index(other)
+        return found
+
+    assign = split.assign
+    monkeypatch.setattr(split, "assign", torn)
+    rows = [row(f"{i * 7919:x} {i * 104729:x}", line=i) for i in range(60)]
+    rows += [row("where on earth is my parcel now", line=60), row("where on earth is my parcel, now?", line=61)]
+    with pytest.raises(AssertionError, match="1 rows have their like on another side"):
+        run(tmp_path, rows)
+
+
 def test_an_empty_side_is_a_warning(tmp_path):
     summary = run(tmp_path, [row("a train row"), row("test me", pin="test")], validation=0.0001, test=0)
     assert summary["warnings"] == [

@@ -36,8 +36,8 @@ def prediction(expected, answer, nll=1.0, tokens=2):
     }
 
 
-def corpus(pairs, metric, answer="json", validator=None):
-    scores = metrics.score([prediction(*pair) for pair in pairs], answer, validator)
+def corpus(pairs, metric, answer="json", schema=None):
+    scores = metrics.score([prediction(*pair) for pair in pairs], answer, schema)
     return float(metrics.figure(metric, scores[metric].sum(0)))
 
 
@@ -107,18 +107,18 @@ def test_only_strict_json_is_valid(text, valid):
 def test_schema(tmp_path):
     path = tmp_path / "answer.json"
     path.write_text(json.dumps(SCHEMA))
-    validator = AnswerSchema.read(path)
+    schema = AnswerSchema.read(path)
     answers = ['{"n": 1}', '{"n": 1.0}', '{"n": "1"}', "{}", '{"n": 1, "m": 2}', "n = 1"]
-    assert [metrics.schema_valid(answer, validator) for answer in answers] == [True, True, False, False, False, False]
-    assert corpus([('{"n": 1}', answer) for answer in answers], "schema_valid", validator=validator) == 2 / 6
+    assert [metrics.schema_valid(answer, schema) for answer in answers] == [True, True, False, False, False, False]
+    assert corpus([('{"n": 1}', answer) for answer in answers], "schema_valid", schema=schema) == 2 / 6
 
 
 def test_an_answer_too_deep_for_a_recursive_schema_is_invalid(tmp_path):
     path = tmp_path / "answer.json"
     path.write_text('{"type": "array", "items": {"$ref": "#"}}')
-    validator = AnswerSchema.read(path)
-    assert metrics.schema_valid("[[[]]]", validator)
-    assert not metrics.schema_valid("[" * 1000 + "]" * 1000, validator)
+    schema = AnswerSchema.read(path)
+    assert metrics.schema_valid("[[[]]]", schema)
+    assert not metrics.schema_valid("[" * 1000 + "]" * 1000, schema)
 
 
 @pytest.mark.parametrize("text", ['{"type": "objct"}', "{", "[]", "3"])

@@ -23,8 +23,8 @@ from tunesmith.core import inputs
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined, Row
-from tunesmith.data import parts
-from tunesmith.data.cleaning import pii, strings
+from tunesmith.data import parts, strings
+from tunesmith.data.cleaning import pii
 from tunesmith.data.reading import collect, files, readers, shapes
 from tunesmith.data.reading.convert import converter
 from tunesmith.data.reading.values import Unusable, compact, decode, plain, repaired

@@ -31,7 +31,7 @@ _PAIRS = 1 << 20  # pairs that are looked at together
 _MANY = 20_000  # texts whose sorting is worth a thread
 _NEIGHBOURS = 32  # texts of a bucket that each of its texts is compared with, and as many first ones
 _ALL_PAIRS = 2_000  # texts of a bucket whose pairs are all compared where need be
-_CROWD = _ALL_PAIRS**2  # pairs of texts on two sides of a bucket that are all compared where need be
+_CROWD = _ALL_PAIRS**2  # pairs of a side of a bucket and of all earlier ones that are compared where need be
 _SIDE = 1_000  # texts of a side of a bucket that are compared with the other at once
 
 
@@ -102,9 +102,9 @@ def joined(of: Sketches, threshold: float, texts: Ints, known: Pairs) -> tuple[I
     return first_N, suspected
 
 
-def across(of: Sketches, threshold: float, *sides: Ints) -> Across:
-    """Which texts of a side are like one of an earlier side."""
-    place, side_N = np.concatenate(sides), np.repeat(np.arange(len(sides)), [len(side) for side in sides])
+def across(of: Sketches, threshold: float, *sides: Ints, whole: bool = False) -> Across:
+    """Which texts of a side are like one of an earlier side. `whole`: crowds are compared however large they are."""
+    place, side = np.concatenate(sides), np.repeat(np.arange(len(sides)), [len(texts) for texts in sides])
     found, uncompared = Across({}, {}), dict[int, int]()
     answered_N = np.zeros(len(of.sets.ends_N), bool)
 
@@ -113,10 +113,10 @@ def across(of: Sketches, threshold: float, *sides: Ints) -> Across:
             found.alike.setdefault(other, (this, similarity))
         answered_N[pairs[0]] = True
 
-    if sum(map(bool, map(len, sides))) < 2:
+    if sum(len(texts) > 0 for texts in sides) < 2:
         return found
     for places_M, firsts_M in _by_band((band_N[place] for band_N in of.bands()), len(place)):
-        held_M = _of_earlier_sides(side_N[places_M], firsts_M)
+        held_M = _of_earlier_sides(side[places_M], firsts_M)
         texts_M = place[places_M]
         asking = np.flatnonzero((held_M > 0) & ~answered_N[texts_M])
         few = np.minimum(held_M[asking], _NEIGHBOURS)
@@ -128,7 +128,7 @@ def across(of: Sketches, threshold: float, *sides: Ints) -> Across:
         asking = asking[(held_M[asking] > _NEIGHBOURS) & ~answered_N[texts_M[asking]]]
         for its in np.split(asking, np.flatnonzero(np.diff((firsts_M + held_M)[asking])) + 1) if len(asking) else ():
             met = texts_M[firsts_M[its[0]] :][: held_M[its[0]]]
-            if len(met) * len(its) > _CROWD:
+            if len(met) * len(its) > _CROWD and not whole:
                 uncompared.update(dict.fromkeys(texts_M[its].tolist(), int(met[0])))
             else:
                 note(_alike_of(of.sets, texts_M[its], met[_NEIGHBOURS:], threshold))
@@ -137,7 +137,7 @@ def across(of: Sketches, threshold: float, *sides: Ints) -> Across:
 
 
 def _of_earlier_sides(side_M: Ints, firsts_M: Ints) -> Ints:
-    """How many texts of earlier sides each one's bucket begins with, in which the sides come in their order."""
+    """For each text, how many before it in its bucket are of earlier sides; a bucket has its sides in their order."""
     begins_M = np.ones(len(side_M), bool)
     begins_M[1:] = (side_M[1:] != side_M[:-1]) | (firsts_M[1:] != firsts_M[:-1])
     held: Ints = np.maximum.accumulate(np.where(begins_M, np.arange(len(side_M)), 0)) - firsts_M

@@ -48,6 +48,7 @@ COMPARED = np.dtype(
 )
 
 _NUMBER = re.compile(r"(?:[-+−*/×÷^<>=]\s*)?\d+(?:[.,:]\d+)*%?")  # normalised text has lost signs and decimal points
+_ENDING = re.compile(r"n['’`´]t\b")
 _DENYING = """
     no not never none nobody nothing nowhere neither nor without cannot
     aint arent cant couldnt darent didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt neednt oughtnt shant
@@ -142,7 +143,7 @@ def compared(row: Row) -> tuple[int | float, ...]:
             system.append(text)
         else:
             figures += numbers
-            denied += _negations(words)
+            denied += _negations(m["content"], words)
             prompt_words += len(m["content"].split())
     calls = [called for *_, called in context]
     words = row.answer.split()
@@ -176,16 +177,12 @@ def _numbers(text: str) -> list[str]:
     return _NUMBER.findall(text)
 
 
-def _negations(words: list[str]) -> list[str]:
-    """Those among a text's normalised words, in every way to write them; "n't" for all verbs that end so."""
-    if _NEGATIONS.isdisjoint(words) and "t" not in words:
+def _negations(text: str, words: list[str]) -> list[str]:
+    """Those of a text, in every way to write them; "n't" for whatever ends so. `words` are its normalised ones."""
+    ends_so = _ENDING.findall(text.casefold()) if "t" in words else []
+    if not ends_so and _NEGATIONS.isdisjoint(words):
         return []  # as nearly all of them do
-    before = ["", *words]
-    return [
-        "n't" if word == "t" else word
-        for word, last in zip(words, before)
-        if word in _NEGATIONS or (word == "t" and f"{last}t" in _NEGATIONS)
-    ]
+    return [*(word for word in words if word in _NEGATIONS), *("n't" for _ in ends_so)]
 
 
 def hashed(value: Any) -> int:

@@ -93,16 +93,21 @@ def test_a_near_duplicate_needs_the_same_answer():
 @pytest.mark.parametrize(("one", "two"), [
     ("order 20931", "order 20932"), ("2 of 3", "3 of 3"), ("I can come", "I can't come"),
     ("I can come", "I can not come"), ("is it on", "is it not on"), ("with a bag", "without a bag"),
-    ("dont do it", "do it"), ("you must go", "you mustn’t go"), ("Ich habe eine", "Ich habe keine"),
+    ("dont do it", "do it"), ("you must go", "you mustn’t go"), ("my card does work", "my card dosn't work"),
+    ("Ich habe eine", "Ich habe keine"),
 ])  # fmt: skip
 def test_a_number_or_a_negation_protects(one, two):
     rows = [row(f"{REFUND}: {one}. {REFUND}."), row(f"{REFUND}: {two}. {REFUND}.")]
     assert kept_lines(near(rows, 0.55)) == [1, 1]
 
 
-def test_a_shirt_denies_nothing():
-    rows = [row(f"{REFUND} of a cotton shirt"), row(f"{REFUND} of a cotton t-shirt", line=2)]
-    assert kept_lines(near(rows, 0.9)) == [1]
+@pytest.mark.parametrize(("one", "two"), [
+    ("a cotton shirt", "a cotton t-shirt"), ("what you can. shirts", "what you can. T-shirts"),
+    ("there is no shirt", "there is no t-shirt"),
+])  # fmt: skip
+def test_a_shirt_denies_nothing(one, two):
+    rows = [row(f"{REFUND}: {one}"), row(f"{REFUND}: {two}", line=2)]
+    assert kept_lines(near(rows, 0.8)) == [1]
 
 
 def test_numbers_may_change_places():

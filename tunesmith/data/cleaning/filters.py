@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.core.clean_section import Length, Repetition, Toxicity
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data.cleaning import plugin
+from tunesmith.data import plugin
 from tunesmith.data.cleaning.answers import parse_json
 
 _RUN_WORDS = 5  # in a run that counts as repeated

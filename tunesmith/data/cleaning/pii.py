@@ -21,12 +21,13 @@ import orjson
 
 from tunesmith.core.errors import ConfigError
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data.cleaning import plugin, recognisers, strings, surrogates
+from tunesmith.data import plugin, strings
+from tunesmith.data.cleaning import recognisers, surrogates
 from tunesmith.data.cleaning.answers import parse_json
 from tunesmith.data.cleaning.recognisers import Find, Recogniser
 from tunesmith.data.reading.values import NO_DIGIT
 
-FindAll = Callable[[str], Sequence[Find]]
+FindAll = Callable[[str], list[Find]]
 
 _NO_MARK = bytes(set(range(256)) - set(b"0123456789@!$%*+#^~=:_"))
 _BEGINNINGS = (
@@ -47,6 +48,7 @@ _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
 _PASSWORD = re.compile("p(?:ass[cpw]|wd)")
 _TOKEN = re.compile("|".join(_TOKENS))
+_RECURRING = 1_000  # characters of a label or a system message, which may stand in row after row
 _SHOWN = 4  # items of a list, where an error tells what it is
 _TELLING = 6  # characters of a value that is replaced also where nothing but the value tells what it is
 _INNER = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # from a letter or digit to another
@@ -83,11 +85,14 @@ def personal_data(
                 yield Kept(replace(replaced, changes=[*row.changes, *(f"replaced: {kind}" for kind in kinds)]))
 
 
-@lru_cache(maxsize=1024)  # labels and system messages stand in row after row
-def find(text: str) -> Sequence[Find]:
+def find(text: str) -> list[Find]:
     """The kinds and places (start, end) of personal data in a text, in its order, without overlaps.
 
     Of two that see the same characters, the one that is tried first wins."""
+    return list(_found_once(text) if len(text) <= _RECURRING else _found(text))
+
+
+def _found(text: str) -> tuple[Find, ...]:
     found: list[Find] = []
     if "\\" in text:
         text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else "\n" * len(match[0]), text)
@@ -97,7 +102,10 @@ def find(text: str) -> Sequence[Find]:
             value = match["value"]
             if value and recogniser.is_genuine(value):
                 _enter(found, (recogniser.kind, *match.span("value")))
-    return found
+    return tuple(found)
+
+
+_found_once = lru_cache(maxsize=1024)(_found)
 
 
 def _enter(found: list[Find], new: Find) -> None:
@@ -163,7 +171,7 @@ def _tried(group: list[Recogniser], stretches: list[tuple[int, int]]) -> Iterato
 
 
 @lru_cache(maxsize=4)
-def _own(path: Path, changed_ns: int) -> Callable[[str], list[Find]]:
+def _own(path: Path, changed_ns: int) -> FindAll:
     """The project's own `find`, read once a process: what it loads may be large."""
     function = plugin.function(path, "find", "text", "a list of (kind, start, end)")
 
@@ -204,10 +212,10 @@ def _useless(path: Path, why: str) -> ConfigError:
     )
 
 
-def _also(own: Callable[[str], list[Find]], text: str) -> Sequence[Find]:
+def _also(own: FindAll, text: str) -> list[Find]:
     """What is found by shape, and by the project's own `find` where nothing was: of an address that holds a phone
     number, what stands before and after it."""
-    found = list(find(text))
+    found = find(text)
     for kind, start, end in own(text):
         taken = [(a, b) for _, a, b in found if a < end and b > start]
         for free_start, free_end in zip([start, *(b for _, b in taken)], [*(a for a, _ in taken), end]):
@@ -249,7 +257,7 @@ def _replaced(
         return given[known]
 
     def cleaned(text: str) -> str:
-        found = list(find_all(text))
+        found = find_all(text)
         for match in again.finditer(text):
             _enter(found, (values[match[0]], *match.span()))
         parts, end = [], 0

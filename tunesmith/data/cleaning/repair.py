@@ -18,7 +18,7 @@ from dataclasses import replace
 import orjson
 
 from tunesmith.core.records import Dropped, Kept, Row
-from tunesmith.data.cleaning import strings
+from tunesmith.data import strings
 from tunesmith.data.cleaning.answers import parse_json
 
 _CONTROL_BYTES = bytes({*range(32), 127} - {*b"\t\n\r"})

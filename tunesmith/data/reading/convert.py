@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.cleaning import plugin
+from tunesmith.data import plugin
 from tunesmith.data.reading.values import Unusable, kind
 
 

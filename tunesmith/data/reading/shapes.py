@@ -346,7 +346,7 @@ def _has(record: Record, name: str) -> bool:
 
 
 def _first(record: Record, names: Iterable[str]) -> str | None:
-    """The first of these columns that the record has."""
+    """The first of these columns that the record has (`_has`, written out: it is asked of every record)."""
     for name in names:
         if record.get(name) is not None:
             return name

@@ -87,7 +87,7 @@ def repaired(text: str) -> str:
 
 
 def plain(value: Any, notes: list[str], level: int = 0) -> Any:
-    """The value made of JSON's own types alone; each repair leaves a note.
+    """A copy of the value made of JSON's own types alone; each repair leaves a note.
 
     Dates, as Parquet and `convert` hand them over, become text. Raises Unusable for what JSON cannot hold.
     """
@@ -102,7 +102,7 @@ def plain(value: Any, notes: list[str], level: int = 0) -> Any:
         raise too_deep()
     if isinstance(value, dict):
         if {*map(type, value), *map(type, value.values())} == {str} and is_unicode("".join((*value, *value.values()))):
-            return value  # as it is with most records
+            return dict(value)  # most records, and most messages
         return {plain(k if isinstance(k, str) else str(k), notes): plain(v, notes, level + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, notes, level + 1) for item in value]
