@@ -24,15 +24,18 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(item)
 
 
-def of_row(row: Row) -> Iterator[str]:
+def of_row(row: Row) -> list[str]:
     """Those of its messages, of its rejected answer and of its tools."""
+    found: list[str] = []
     for message in row.messages:
-        yield message["content"]
+        found.append(message["content"])
         if len(message) > 2:  # more than role and content
-            yield from texts([value for key, value in message.items() if key not in ("role", "content")])
+            found += texts([value for key, value in message.items() if key not in ("role", "content")])
     if row.rejected is not None:
-        yield row.rejected
-    yield from texts(row.tools)
+        found.append(row.rejected)
+    if row.tools:
+        found += texts(row.tools)
+    return found
 
 
 def changed(row: Row, change: Callable[[str], str]) -> Row:

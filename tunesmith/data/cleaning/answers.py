@@ -20,7 +20,7 @@ def empty(rows: Iterable[Row]) -> Iterator[Kept | Dropped]:
     for row in rows:
         if not _visible(row.answer) and not row.messages[-1].get("tool_calls"):
             yield Dropped(row, "empty answer")
-        elif not any(_visible(str(message["content"])) for message in row.prompt if message["role"] != "system"):
+        elif not any(_visible(message["content"]) for message in row.messages[:-1] if message["role"] != "system"):
             yield Dropped(row, "empty prompt")
         else:
             yield Kept(row)
