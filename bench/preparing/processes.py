@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 BENCH = Path(__file__).resolve().parents[1]
-_EVERY_SECONDS = 0.2
+_EVERY_SECONDS = 0.5
 
 
 class Failed(Exception):
