@@ -1,6 +1,6 @@
 """Times the data stages: the whole pipeline, and near-duplicates beside rensa and datasketch on the same texts.
 
-    bench/data.py                      10,000, 100,000 and a million rows; about an hour
+    bench/data.py                      10,000, 100,000 and a million rows; about half an hour
     bench/data.py --rows 10000         one size
     bench/data.py --pairs 1            every side once
 

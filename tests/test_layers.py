@@ -64,6 +64,19 @@ def test_the_law_names_every_part_and_has_no_circle() -> None:
         order += ready
 
 
+def test_the_folders_of_data_import_one_way() -> None:
+    may_import = {
+        "reading": set(),
+        "cleaning": {"reading"},
+        "growing": {"cleaning", "reading", "telling"},
+        "telling": set(),
+    }
+    for folder, others in may_import.items():
+        code = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE / "data" / folder).glob("*.py"))
+        found = {other for other in may_import if f"from tunesmith.data.{other}" in code}
+        assert found - {folder} <= others, f"{folder} imports {found}"
+
+
 def test_init_files_of_folders_are_empty() -> None:
     assert [p for p in PACKAGE.glob("*/**/__init__.py") if p.read_text()] == []
 

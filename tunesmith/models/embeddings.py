@@ -63,11 +63,13 @@ class Embeddings:
     async def _batch(self, texts: list[str]) -> Vectors:
         paths = [self._path(text) for text in texts]
         found = {path: vector for path in paths if (vector := _read(path)) is not None}
-        missing = {path: text for path, text in zip(paths, texts) if path not in found}
-        if missing:
-            for path, vector in zip(missing, await self._asked(list(missing.values()))):
+        missing = [*{path: text for path, text in zip(paths, texts) if path not in found}.items()]
+        while missing:
+            some = missing[: self._server.texts_at_once]
+            for (path, _), vector in zip(some, await self._asked([text for _, text in some])):
                 _keep(path, vector)
                 found[path] = vector
+            missing = missing[len(some) :]
         for vector in found.values():
             self._require_dimensions(len(vector))
         return np.stack([found[path] for path in paths])

@@ -61,7 +61,7 @@ class Server:
         """Raises ConfigError when the key's variable is not set."""
         self.settings, self._key = settings, _key(settings.key)
         self._left_out: set[str] = set()
-        self._texts_at_once = sys.maxsize  # for which it gives vectors, as far as is known
+        self.texts_at_once = sys.maxsize  # for which it gives vectors, as far as is known
         self._http: httpx.AsyncClient | None = None
 
     async def complete(self, payload: dict[str, Any]) -> Answer:
@@ -86,7 +86,7 @@ class Server:
 
         Raises Passing, and UserError for what no repetition mends."""
         half = len(texts) // 2
-        if len(texts) <= self._texts_at_once:
+        if len(texts) <= self.texts_at_once:
             response = await self._send("POST", "embeddings", {"model": self.settings.model, "input": texts})
             text = self._without_key(response)
             if response.status_code == 200:
@@ -96,7 +96,7 @@ class Server:
                 raise Passing(f"status {response.status_code}", _message(text), wait_seconds)
             if response.status_code not in (400, 413, 422) or not half:
                 raise await self._refusal(response, _message(text), "embeddings")
-            self._texts_at_once = min(self._texts_at_once, half)
+            self.texts_at_once = min(self.texts_at_once, half)
         return await self.embed(texts[:half]) + await self.embed(texts[half:])
 
     async def close(self) -> None:
