@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -136,3 +137,23 @@ def test_a_gpu_is_planned_for_only_where_training_can_use_it(old_gpu: None, monk
     assert (found.name, found.memory_bytes, found.bf16, found.gpu) == ("Tesla T4", 15360 << 20, False, True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not hardware.probe().gpu
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back in ways of their own")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_pieces_leave_no_holes(kept: bool) -> None:
+    """Of a hundred pieces of 2 MiB every other one is freed, after a larger one raised glibc's border."""
+    work = f"""
+import numpy as np
+from tunesmith.core import hardware
+large = np.ones(30 << 20, np.uint8)
+del large
+if not {kept}:
+    hardware.keep_no_holes()
+pieces = [np.ones(2 << 20, np.uint8) for _ in range(100)]
+full = hardware.resident_bytes()
+del pieces[::2]
+print(full - hardware.resident_bytes() >> 20)
+"""
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    assert int(done.stdout) in (range(20) if kept else range(95, 102))

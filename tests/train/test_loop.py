@@ -230,8 +230,10 @@ def test_a_run_that_goes_on_keeps_to_the_memory_that_is_left(
     assert saved is not None
     asked: dict[str, Any] = {}
 
-    def forecast(rehearsal: Any, tokens: Any, steps: Any, wanted: int, **given: Any) -> memory.Forecast:
-        asked.update(given, steps=len(steps), wanted=wanted)
+    def forecast(
+        rehearsal: Any, tokens: Any, steps: Any, wanted: int, room: memory.Room, **given: Any
+    ) -> memory.Forecast:
+        asked.update(steps=len(steps), wanted=wanted, pending=room.pending)
         return memory.Forecast(600, 1 << 30, 1.0)
 
     monkeypatch.setattr(memory, "forecast", forecast)
@@ -239,7 +241,7 @@ def test_a_run_that_goes_on_keeps_to_the_memory_that_is_left(
     outcome, log = trained(tiny, dataset, SETTINGS, saved=saved)
     assert asked["steps"] == whole.steps - 2
     assert asked["wanted"] == SETTINGS.micro_batch_tokens
-    assert asked["pending_bytes"] == 0  # the optimizer's moments are there
+    assert asked["pending"] == 0  # the optimizer's moments are there
     assert log[0] == {"step": 2, "micro_batch_tokens": 600, "forecast_bytes": 1 << 30}
     assert [entry["micro_batch_tokens"] for entry in log if "loss" in entry] == [600] * (whole.steps - 2)
     assert outcome.best_validation_loss == pytest.approx(whole.best_validation_loss, rel=1e-5)

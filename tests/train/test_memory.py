@@ -21,7 +21,7 @@ from tunesmith.core.errors import ResourceError
 from tunesmith.core.step import Artifact
 from tunesmith.models import load, methods
 from tunesmith.models.base import Base
-from tunesmith.models.packed import Packed, Scorer, fast
+from tunesmith.models.packed import Packed, Scorer, fast, pack
 from tunesmith.models.tokens import Tokens
 from tunesmith.train import loop, memory
 from tunesmith.train.batches import micro_batches
@@ -62,10 +62,11 @@ class Machine:
 
 
 def forecast(
-    machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9, read: Any = ()
+    machine: Machine, steps: list[list[int]], wanted: int, limit: int = 10**9, read: Any = (), at_most: int = 10**9
 ) -> memory.Forecast:
-    given: Any = {"read": read, "gradient_bytes": EXACT, "pending_bytes": 2 * EXACT, "limit_bytes": limit}
-    return memory.forecast(machine.rehearsal, machine.tokens, steps, wanted, **given)
+    """`at_most` are bytes that a token may take; so many as there may be at all have the longest row tried first."""
+    room = memory.Room(limit, held=REST, gradients=EXACT, pending=2 * EXACT, token=at_most)
+    return memory.forecast(machine.rehearsal, machine.tokens, steps, wanted, room, read=read)
 
 
 def test_the_heaviest_micro_batch_is_rehearsed() -> None:
@@ -79,6 +80,30 @@ def test_the_heaviest_micro_batch_is_rehearsed() -> None:
     assert machine.asked[:2] == [[2], [0, 1, 4]]
     heavy = TOKEN * memory.packed_tokens(tokens, [0, 1, 4])
     assert found.peak_bytes == int(memory.MARGIN * (REST + heavy + 2 * EXACT))
+
+
+def test_the_longest_row_goes_first_only_where_memory_may_be_short() -> None:
+    held = REST + 3 * EXACT
+    for limit, first in ((held + 40 * 2 * TOKEN, [0, 1]), (held + 40 * 2 * TOKEN - 1, [1])):
+        machine = Machine(Rows([18, 20]))
+        found = forecast(machine, [[0, 1]], 40, limit, at_most=2 * TOKEN)
+        assert machine.asked[0] == first
+        assert machine.asked[-1] == [0, 1]
+        assert ("the longest row takes" in found.reason) == (first == [1])
+        assert found.peak_bytes == int(memory.MARGIN * (REST + 38 * TOKEN + 2 * EXACT))
+
+
+def test_what_a_token_may_take_at_most_is_more_than_it_takes(tiny: Base, dataset: Artifact) -> None:
+    """Also where autograd keeps what it likes, in plain torch."""
+    assert tiny.folder is not None
+    tokens, kept = Tokens(dataset.folder, "train"), list[int]()
+    batch = pack(tokens, list(range(12)), torch.device("cpu"))
+    for method in ("full", "lora"):
+        model = methods.attach(load.model(tiny.folder, "fp32", packed=True), methods.Method(method, 4, 8.0), 0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+            -fast(model, fuse_layers=False)(batch)[0].sum()
+        weights = sum(weight.nbytes for weight in model.parameters())
+        assert 0 < sum(kept) - weights < memory.token_bytes_at_most(model) * batch.ids_1T.shape[1]
 
 
 def test_a_rare_row_that_begins_otherwise_is_found() -> None:
@@ -125,7 +150,8 @@ def test_micro_batches_become_as_small_as_need_be() -> None:
     assert found.reason.startswith("1,600 would not fit")
 
 
-def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run() -> None:
+@pytest.mark.parametrize("token", [TOKEN, 10**9])
+def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run(token: int) -> None:
     tokens = Rows([100] * 16)
     machine = Machine(tokens)
 
@@ -133,8 +159,8 @@ def test_a_pass_for_which_memory_does_not_suffice_is_not_taken_for_the_whole_run
         found = machine.rehearsal(rows, summed)
         return found if len(rows) <= 4 else replace(found, peak=memory.NOT_ENOUGH)
 
-    given: Any = {"read": [], "gradient_bytes": 0, "pending_bytes": 0}
-    found = memory.forecast(rehearsal, tokens, [list(range(16))], 1600, **given, limit_bytes=10**9)
+    room = memory.Room(10**9, held=REST, gradients=0, pending=0, token=token)
+    found = memory.forecast(rehearsal, tokens, [list(range(16))], 1600, room, read=[])
     batches = micro_batches(list(range(16)), tokens.lengths, found.micro_batch_tokens)
     assert max(map(len, batches)) == 4
 

@@ -93,6 +93,14 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def keep_no_holes() -> None:
+    """Has glibc take each piece of 1 MiB or more from the system by itself, from now on, and give it back when it is
+    freed. By default that border rises, as pieces are freed, to as much as 32 MiB (mallopt(3))."""
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
+
+
 def cores() -> int:
     """As many as this process may run on, or has the time of by its control groups, where that is less."""
     return min(len(_allowed()), max(1, math.ceil(min(control_groups.cores(), 1 << 20))))

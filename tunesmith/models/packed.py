@@ -235,17 +235,16 @@ def _require_fixed_positions(model: PreTrainedModel, longest: int) -> None:
             )
 
 
-def _own_loss(model: PreTrainedModel, batches: list[Packed]) -> Tensor:
-    """By transformers' own forward pass with eager attention, the mean over all targets."""
+def _own_loss(model: PreTrainedModel, rows: list[Packed]) -> Tensor:
+    """By transformers' own forward pass with eager attention, the mean over all targets. The rows lie side by side,
+    padded at their ends, which no token before them sees."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    losses, count = torch.zeros((), device=model.device), 0
-    for batch in batches:
-        logits_TV = model(input_ids=batch.ids_1T, use_cache=False).logits[0].float()
-        losses += torch.nn.functional.cross_entropy(logits_TV[batch.at_N], batch.targets_N, reduction="sum")
-        count += len(batch.at_N)
+    ids_RT = nn.utils.rnn.pad_sequence([row.ids_1T[0] for row in rows], batch_first=True)
+    logits_RTV = model(input_ids=ids_RT, use_cache=False).logits
     model.set_attn_implementation(implementation)
-    return losses / count
+    logits_NV = torch.cat([logits_TV[row.at_N] for logits_TV, row in zip(logits_RTV, rows)])
+    return nn.functional.cross_entropy(logits_NV.float(), torch.cat([row.targets_N for row in rows]))
 
 
 def _require_rows_apart(scorer: Scorer, batch: Packed) -> None:

@@ -177,16 +177,15 @@ class Run:
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
         exact_bytes = self.master.exact_bytes // self.processes.divided_by
-        found = memory.forecast(
-            rehearsal,
-            tokens,
-            [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)],
-            self.outcome.micro_batch_tokens,
-            read=read,
-            gradient_bytes=exact_bytes,
-            pending_bytes=0 if self.optimizer.state else 2 * exact_bytes,  # its moments, which the first step makes
-            limit_bytes=self._limit_bytes(),
+        room = memory.Room(
+            self._limit_bytes(),
+            held=max(self.processes.gather(memory.resident_bytes())),
+            gradients=exact_bytes,
+            pending=0 if self.optimizer.state else 2 * exact_bytes,  # its moments, which the first step makes
+            token=memory.token_bytes_at_most(self.scorer),
         )
+        parts = [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)]
+        found = memory.forecast(rehearsal, tokens, parts, self.outcome.micro_batch_tokens, room, read=read)
         if self.outcome.steps and found.micro_batch_tokens < self.outcome.micro_batch_tokens:
             say("  smaller micro-batches than before: sums round otherwise, in their last bits")
         self.outcome.micro_batch_tokens = found.micro_batch_tokens

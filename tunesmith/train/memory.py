@@ -1,15 +1,16 @@
 """How much memory a run will take, measured before its first step, or before it goes on where less is free by then.
 
-A formula knows shapes; it does not know the library, the kernels and the allocator. So the longest row goes forward
-and backward once, and then the micro-batch that takes most of all the run's, which is known because the order of the
-rows is. To what that takes come the optimizer's moments, which the first step allocates, and what matrix products of
-every further size leave behind: on a CPU, oneDNN keeps the machine code that it makes for a shape (docs/log.md). If the
-sum is more than there is, micro-batches become smaller: sums over an optimizer step, and with them the result, stay the
-same.
+A formula knows shapes; it does not know the library, the kernels and the allocator. So the micro-batch that takes most
+of all the run's, which is known because the order of the rows is, goes forward and backward once; before it the longest
+row, where it is not plain that there is memory for both. To what that takes come the optimizer's moments, which the
+first step allocates, and what matrix products of every further size leave behind: on a CPU, oneDNN keeps the machine
+code that it makes for a shape (docs/log.md). If the sum is more than there is, micro-batches become smaller: sums over
+an optimizer step, and with them the result, stay the same.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from tunesmith.core import hardware
 from tunesmith.core.errors import ResourceError
@@ -32,6 +34,7 @@ NEAR = 0.98  # of the forecast: what would come past it gives free memory back t
 LITTLE = 0.005  # of the peak: what all further sizes leave behind is not looked at more closely if it is less
 LOOK_SECONDS = 0.002  # between two looks at what the process holds, where the system does not tell its peak
 LOOKED_AT = 512  # micro-batches whose sizes are counted
+KEPT = 2  # times what all matrices of a model take in and give for a token: no pass keeps as much (docs/log.md)
 NOT_ENOUGH = sys.maxsize
 
 Rows = list[int]
@@ -49,6 +52,22 @@ class Rehearsal:
     before: int
     peak: int
     after: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that the process may come to hold, and those that it holds now; those of summed gradients, those that the
+    optimizer will yet allocate, and more than a pass takes for each of its tokens."""
+
+    limit: int
+    held: int
+    gradients: int
+    pending: int
+    token: int
+
+    def surely_holds(self, tokens: int) -> bool:
+        """Whether a pass of so many tokens need not be tried on a shorter one first."""
+        return self.held + self.gradients + self.pending + self.token * tokens <= self.limit
 
 
 @dataclass(frozen=True)
@@ -156,46 +175,42 @@ def forecast(
     tokens: Tokens,
     steps: list[Rows],
     wanted: int,
+    room: Room,
     *,
     read: list[tuple[Tokens, Rows]],
-    gradient_bytes: int,
-    pending_bytes: int,
-    limit_bytes: int,
 ) -> Forecast:
     """Micro-batches of the wanted size if a run with them stays below the limit, else of the largest size that does.
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
     those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. The rows to `read` only go
-    forward. `gradient_bytes` are those of the summed gradients, `pending_bytes` what the
-    optimizer will yet allocate. Raises ResourceError where the longest row alone is too much.
+    forward. Raises ResourceError where the longest row alone is too much.
     """
-    longest = [max(range(len(tokens)), key=lambda i: tokens.lengths[i])]
-    one, length = packed_tokens(tokens, longest), tokens.lengths[longest[0]]
-    alone = rehearsal(longest, False)
-    least = MARGIN * (alone.peak + pending_bytes)
-    if least > limit_bytes:
-        needs = "needs more than there is" if alone.peak == NOT_ENOUGH else f"takes {_gb(int(least))}"
-        raise _does_not_fit(f"the longest row ({length:,} tokens) {needs}", limit_bytes)
-    size, token_bytes = wanted, (alone.peak - alone.before) / one
+    longest = max(range(len(tokens)), key=lambda i: tokens.lengths[i])
+    length, known, told = tokens.lengths[longest], set[int](), ""
+    size, before, token_bytes = wanted, room.held, float(room.token)
+    if not room.surely_holds(max(size, length)):
+        one, alone = packed_tokens(tokens, [longest]), rehearsal([longest], False)
+        least = MARGIN * (alone.peak + room.pending)
+        if least > room.limit:
+            raise _does_not_fit(f"the longest row ({length:,} tokens) {_needs(least)}", room.limit)
+        before, token_bytes, known = alone.before, (alone.peak - alone.before) / one, {one}
+        told = f"the longest row takes {_gb(int(least))}, "
     while True:
         cut = [passes(step, tokens, size) for step in steps]
         batches, summed = [rows for each in cut for rows in each], any(len(each) > 1 for each in cut)
         heaviest = _heaviest(tokens, batches)
-        smallest, expected = size <= length, alone.before + token_bytes * packed_tokens(tokens, heaviest)
-        if smallest or expected + pending_bytes <= limit_bytes:
+        smallest, expected = size <= length, before + token_bytes * packed_tokens(tokens, heaviest)
+        if smallest or expected + room.pending <= room.limit:
             forward = {count for of, rows in read for count in _sizes(of, rows, size)}
-            sums = gradient_bytes if summed else 0
-            peak, each = _peak(rehearsal, tokens, batches, heaviest, {one}, forward, sums)
-            peak = MARGIN * (peak + pending_bytes)
-            if peak <= limit_bytes:
+            sums = room.gradients if summed else 0
+            peak, each = _peak(rehearsal, tokens, batches, heaviest, known, forward, sums)
+            peak = MARGIN * (peak + room.pending)
+            if peak <= room.limit:
                 break
             if smallest:
-                needs = f"takes {_gb(int(peak))}" if peak < NOT_ENOUGH else "needs more than there is"
-                raise _does_not_fit(f"a pass over {size:,} tokens {needs}", limit_bytes)
+                raise _does_not_fit(f"a pass over {size:,} tokens {_needs(peak)}", room.limit)
         size = max(length, int(0.8 * size))
-    told = (
-        f"measured: the longest row takes {_gb(int(least))}, the run will take {_gb(int(peak))} of {_gb(limit_bytes)}"
-    )
+    told = f"measured: {told}the run will take {_gb(int(peak))} of {_gb(room.limit)}"
     return Forecast(size, int(peak), each, told if size == wanted else f"{wanted:,} would not fit; {told}")
 
 
@@ -236,6 +251,13 @@ def _sizes(tokens: Tokens, rows: Rows, micro_batch_tokens: int) -> set[int]:
     """Of the passes over these rows."""
     batches = passes(rows, tokens, micro_batch_tokens)
     return {packed_tokens(tokens, rows) for rows in batches[:LOOKED_AT]}
+
+
+def token_bytes_at_most(model: nn.Module) -> int:
+    """More than a pass takes for each of its tokens, whatever is trained."""
+    shapes = [weight.shape for weight in model.parameters() if weight.dim() > 1]
+    width = sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in shapes)
+    return int(KEPT * width * max(weight.itemsize for weight in model.parameters()))
 
 
 def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
@@ -310,6 +332,10 @@ def exhausted(error: Exception) -> bool:
     """Whether an allocation failed: torch has a type for it on a GPU, and only a sentence on a CPU."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or "can't allocate memory" in str(error)
+
+
+def _needs(peak: float) -> str:
+    return f"takes {_gb(int(peak))}" if peak < NOT_ENOUGH else "needs more than there is"
 
 
 def _gb(count: int) -> str:
