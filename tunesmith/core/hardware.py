@@ -94,8 +94,9 @@ def give_memory_back() -> None:
 
 
 def keep_no_holes() -> None:
-    """Has glibc take each piece of 1 MiB or more from the system by itself, from now on, and give it back when it is
-    freed. By default that border rises, as pieces are freed, to as much as 32 MiB (mallopt(3))."""
+    """Has glibc take pieces of 1 MiB or more that find no room in its heap from the system by themselves, from now on,
+    and give them back when they are freed. By default that border rises, as pieces are freed, to as much as 32 MiB
+    (mallopt(3))."""
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold = -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)

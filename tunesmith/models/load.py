@@ -56,7 +56,8 @@ def model(
         ) from None
     if quantise:
         _keep_differentiable(loaded)
-        hardware.keep_no_holes()  # which weights that are unpacked for one product would leave behind (docs/log.md)
+        if not on_gpu:
+            hardware.keep_no_holes()  # which weights, unpacked for one product, would leave behind (docs/log.md)
     elif on_gpu:
         loaded = loaded.cuda()
     hardware.give_memory_back()  # the threads that read weights leave more than the model's size behind

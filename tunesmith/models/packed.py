@@ -30,6 +30,7 @@ _DROPOUTS = {  # as the families' configs name it
     "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_dropout",
     "resid_pdrop", "residual_dropout"}  # fmt: skip
 _TARGETS, _COMPARED = 32, 8  # that a comparison of losses takes, in so many rows at most: one alone is mostly rounding
+_SIDE_BY_SIDE = 512  # tokens, padding included, that transformers computes at once to compare
 
 
 @dataclass(frozen=True)
@@ -236,15 +237,18 @@ def _require_fixed_positions(model: PreTrainedModel, longest: int) -> None:
 
 
 def _own_loss(model: PreTrainedModel, rows: list[Packed]) -> Tensor:
-    """By transformers' own forward pass with eager attention, the mean over all targets. The rows lie side by side,
+    """By transformers' own forward pass with eager attention, the mean over all targets. Short rows lie side by side,
     padded at their ends, which no token before them sees."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    ids_RT = nn.utils.rnn.pad_sequence([row.ids_1T[0] for row in rows], batch_first=True)
-    logits_RTV = model(input_ids=ids_RT, use_cache=False).logits
+    loss, longest = torch.zeros((), device=model.device), max(row.ids_1T.shape[1] for row in rows)
+    together = max(1, _SIDE_BY_SIDE // longest)
+    for some in (rows[at : at + together] for at in range(0, len(rows), together)):
+        ids_RT = nn.utils.rnn.pad_sequence([row.ids_1T[0] for row in some], batch_first=True)
+        for logits_TV, row in zip(model(input_ids=ids_RT, use_cache=False).logits, some):
+            loss += nn.functional.cross_entropy(logits_TV[row.at_N].float(), row.targets_N, reduction="sum")
     model.set_attn_implementation(implementation)
-    logits_NV = torch.cat([logits_TV[row.at_N] for logits_TV, row in zip(logits_RTV, rows)])
-    return nn.functional.cross_entropy(logits_NV.float(), torch.cat([row.targets_N for row in rows]))
+    return loss / sum(len(row.targets_N) for row in rows)
 
 
 def _require_rows_apart(scorer: Scorer, batch: Packed) -> None:

@@ -177,12 +177,13 @@ class Run:
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
         exact_bytes = self.master.exact_bytes // self.processes.divided_by
+        usual = self.processes.count == 1 and not self.outcome.steps and not self.scorer.notes
         room = memory.Room(
             self._limit_bytes(),
-            held=max(self.processes.gather(memory.resident_bytes())),
+            held=memory.resident_bytes(),
             gradients=exact_bytes,
             pending=0 if self.optimizer.state else 2 * exact_bytes,  # its moments, which the first step makes
-            token=memory.token_bytes_at_most(self.scorer),
+            token=memory.token_bytes_at_most(self.scorer) if usual else None,
         )
         parts = [part for rows in steps for part in shares(rows, tokens.lengths, self.processes.count)]
         found = memory.forecast(rehearsal, tokens, parts, self.outcome.micro_batch_tokens, room, read=read)

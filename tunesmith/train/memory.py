@@ -2,7 +2,7 @@
 
 A formula knows shapes; it does not know the library, the kernels and the allocator. So the micro-batch that takes most
 of all the run's, which is known because the order of the rows is, goes forward and backward once; before it the longest
-row, where it is not plain that there is memory for both. To what that takes come the optimizer's moments, which the
+row, where it is not plain that memory suffices. To what that takes come the optimizer's moments, which the
 first step allocates, and what matrix products of every further size leave behind: on a CPU, oneDNN keeps the machine
 code that it makes for a shape (docs/log.md). If the sum is more than there is, micro-batches become smaller: sums over
 an optimizer step, and with them the result, stay the same.
@@ -34,7 +34,7 @@ NEAR = 0.98  # of the forecast: what would come past it gives free memory back t
 LITTLE = 0.005  # of the peak: what all further sizes leave behind is not looked at more closely if it is less
 LOOK_SECONDS = 0.002  # between two looks at what the process holds, where the system does not tell its peak
 LOOKED_AT = 512  # micro-batches whose sizes are counted
-KEPT = 2  # times what all matrices of a model take in and give for a token: no pass keeps as much (docs/log.md)
+KEPT = 2  # times what all matrices of a model take in and give for a token: our layers keep less (docs/log.md)
 NOT_ENOUGH = sys.maxsize
 
 Rows = list[int]
@@ -57,17 +57,18 @@ class Rehearsal:
 @dataclass(frozen=True)
 class Room:
     """Bytes that the process may come to hold, and those that it holds now; those of summed gradients, those that the
-    optimizer will yet allocate, and more than a pass takes for each of its tokens."""
+    optimizer will yet allocate, and more than a pass takes for each of its tokens, where anybody can say."""
 
     limit: int
     held: int
     gradients: int
     pending: int
-    token: int
+    token: int | None
 
-    def surely_holds(self, tokens: int) -> bool:
+    def plainly_holds(self, tokens: int) -> bool:
         """Whether a pass of so many tokens need not be tried on a shorter one first."""
-        return self.held + self.gradients + self.pending + self.token * tokens <= self.limit
+        known = self.held + self.gradients + self.pending
+        return self.token is not None and known + self.token * tokens <= self.limit
 
 
 @dataclass(frozen=True)
@@ -183,34 +184,41 @@ def forecast(
 
     `rehearsal` measures a pass over these rows as one micro-batch, to whose gradients, if the second argument says so,
     those of an earlier one are there to be added; its peak is NOT_ENOUGH where memory was. The rows to `read` only go
-    forward. Raises ResourceError where the longest row alone is too much.
+    forward. Raises ResourceError where the longest row alone, or the smallest micro-batch, is too much.
     """
     longest = max(range(len(tokens)), key=lambda i: tokens.lengths[i])
-    length, known, told = tokens.lengths[longest], set[int](), ""
-    size, before, token_bytes = wanted, room.held, float(room.token)
-    if not room.surely_holds(max(size, length)):
-        one, alone = packed_tokens(tokens, [longest]), rehearsal([longest], False)
-        least = MARGIN * (alone.peak + room.pending)
-        if least > room.limit:
-            raise _does_not_fit(f"the longest row ({length:,} tokens) {_needs(least)}", room.limit)
-        before, token_bytes, known = alone.before, (alone.peak - alone.before) / one, {one}
-        told = f"the longest row takes {_gb(int(least))}, "
+    length = tokens.lengths[longest]
+
+    def cut(size: int) -> tuple[list[Rows], Rows, int]:
+        each = [passes(step, tokens, size) for step in steps]
+        batches, summed = [rows for of_step in each for rows in of_step], any(len(of_step) > 1 for of_step in each)
+        return batches, _heaviest(tokens, batches), room.gradients if summed else 0
+
+    def measured(size: int, batches: list[Rows], heaviest: Rows, sums: int, known: set[int]) -> tuple[float, float]:
+        forward = {count for of, rows in read for count in _sizes(of, rows, size)}
+        peak, each = _peak(rehearsal, tokens, batches, heaviest, known, forward, sums)
+        return MARGIN * (peak + room.pending), each
+
+    if room.plainly_holds(rounded(max(wanted, length))):
+        peak, each = measured(wanted, *cut(wanted), set())
+        if peak <= room.limit:
+            return Forecast(wanted, int(peak), each, f"measured: the run will take {_of(peak, room)}")
+    one, alone = packed_tokens(tokens, [longest]), rehearsal([longest], False)
+    least = MARGIN * (alone.peak + room.pending)
+    if least > room.limit:
+        raise _does_not_fit(f"the longest row ({length:,} tokens)", least, room)
+    size, token_bytes = wanted, (alone.peak - alone.before) / one
     while True:
-        cut = [passes(step, tokens, size) for step in steps]
-        batches, summed = [rows for each in cut for rows in each], any(len(each) > 1 for each in cut)
-        heaviest = _heaviest(tokens, batches)
-        smallest, expected = size <= length, before + token_bytes * packed_tokens(tokens, heaviest)
-        if smallest or expected + room.pending <= room.limit:
-            forward = {count for of, rows in read for count in _sizes(of, rows, size)}
-            sums = room.gradients if summed else 0
-            peak, each = _peak(rehearsal, tokens, batches, heaviest, known, forward, sums)
-            peak = MARGIN * (peak + room.pending)
+        batches, heaviest, sums = cut(size)
+        smallest, count = size <= length, packed_tokens(tokens, heaviest)
+        if smallest or alone.before + token_bytes * count + room.pending <= room.limit:
+            peak, each = measured(size, batches, heaviest, sums, {one})
             if peak <= room.limit:
                 break
             if smallest:
-                raise _does_not_fit(f"a pass over {size:,} tokens {_needs(peak)}", room.limit)
+                raise _does_not_fit(f"a pass over {count:,} tokens", peak, room)
         size = max(length, int(0.8 * size))
-    told = f"measured: {told}the run will take {_gb(int(peak))} of {_gb(room.limit)}"
+    told = f"measured: the longest row takes {_gb(int(least))}, the run will take {_of(peak, room)}"
     return Forecast(size, int(peak), each, told if size == wanted else f"{wanted:,} would not fit; {told}")
 
 
@@ -254,16 +262,17 @@ def _sizes(tokens: Tokens, rows: Rows, micro_batch_tokens: int) -> set[int]:
 
 
 def token_bytes_at_most(model: nn.Module) -> int:
-    """More than a pass takes for each of its tokens, whatever is trained."""
+    """More than a pass through our own layers takes for each of its tokens, whatever is trained."""
     shapes = [weight.shape for weight in model.parameters() if weight.dim() > 1]
     width = sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in shapes)
     return int(KEPT * width * max(weight.itemsize for weight in model.parameters()))
 
 
-def _does_not_fit(why: str, limit_bytes: int) -> ResourceError:
+def _does_not_fit(what: str, peak: float, room: Room) -> ResourceError:
+    needs = f"takes {_gb(int(peak))}" if peak < NOT_ENOUGH else "needs more than there is"
     return ResourceError(
         "training does not fit into this machine's memory",
-        f"{why}; this process may hold {_gb(limit_bytes)}",
+        f"{what} {needs}; this process may hold {_gb(room.limit)}",
         "lower data.format.max_tokens, choose a smaller model (`tunesmith models`) or a method that trains less "
         "(`train.method: lora`), or close other programs",
     )
@@ -334,8 +343,8 @@ def exhausted(error: Exception) -> bool:
     return known or "can't allocate memory" in str(error)
 
 
-def _needs(peak: float) -> str:
-    return f"takes {_gb(int(peak))}" if peak < NOT_ENOUGH else "needs more than there is"
+def _of(peak: float, room: Room) -> str:
+    return f"{_gb(int(peak))} of {_gb(room.limit)}"
 
 
 def _gb(count: int) -> str:
