@@ -29,7 +29,7 @@ from tunesmith.models.tokens import Tokens
 from tunesmith.train.batches import passes
 
 SHARE = 0.85  # of the memory that is free: the rest is for the disk cache and other programs
-MARGIN = 1.04  # of the forecast over what was measured: for holes in the heap, and what the optimizer's step takes
+MARGIN = 1.05  # of the forecast over what was measured: holes in the heap, the optimizer's step, runs that differ
 NEAR = 0.98  # of the forecast: what would come past it gives free memory back to the system first
 LITTLE = 0.005  # of the peak: what all further sizes leave behind is not looked at more closely if it is less
 LOOK_SECONDS = 0.002  # between two looks at what the process holds, where the system does not tell its peak
