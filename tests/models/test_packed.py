@@ -138,6 +138,20 @@ def test_tokens_that_round_a_pack_up_change_nothing(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(rounded[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("side_by_side", [1, 2, 3])
+def test_rows_side_by_side_are_compared_by_their_own_targets(
+    monkeypatch: pytest.MonkeyPatch, side_by_side: int
+) -> None:
+    draw, causal = np.random.default_rng(0), model()
+    rows = Rows([(draw.integers(0, 97, length).tolist(), start) for length, start in ((9, 3), (40, 38), (100, 7))])
+    each = [packed.pack(rows, [i], CPU) for i in range(3)]
+    monkeypatch.setattr(packed, "_SIDE_BY_SIDE", side_by_side * 100)
+    found = packed._own_loss(causal, each)
+    alone = sum(packed._own_loss(causal, [row]) * len(row.targets_N) for row in each) / (6 + 2 + 93)
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=0)
+    assert causal.config._attn_implementation == attention.NAME
+
+
 @given(st.integers(1, 100_000))
 def test_packs_have_few_lengths(length: int) -> None:
     found = packed.rounded(length)
