@@ -13,7 +13,10 @@ from tunesmith.core.errors import ConfigError
 if TYPE_CHECKING:
     from jsonschema import exceptions
     from jsonschema.protocols import Validator
+    from referencing import Resolver, Resource
+    from referencing.exceptions import Unresolvable
 
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _SHOWN_CHARACTERS = 200  # a validator's message may quote the whole answer
 
 
@@ -26,9 +29,11 @@ class AnswerSchema:
 
     @classmethod
     def read(cls, path: Path) -> AnswerSchema:
-        """Raises ConfigError for a file that cannot be read or is no schema."""
+        """Raises ConfigError for a file that cannot be read, is no schema, or refers to elsewhere."""
         from jsonschema import exceptions, validators  # a quarter of a second, for those alone that have a schema
         from referencing import Registry
+        from referencing.exceptions import Unresolvable
+        from referencing.jsonschema import specification_with
 
         try:
             schema = orjson.loads(path.read_text(encoding="utf-8-sig"))
@@ -48,12 +53,18 @@ class AnswerSchema:
                 _described(error),
                 f"mend {path} and run the same command again",
             ) from None
+        root = specification_with(kind.META_SCHEMA["$schema"]).create_resource(schema)
+        try:
+            _follow(root, Registry().with_resource("", root).resolver_with_root(root))
+        except Unresolvable as error:
+            raise _elsewhere(path, error) from None
         return cls(path, kind(schema, registry=Registry()))
 
     def fault(self, value: Any) -> str | None:
         """Where a JSON value breaks the schema, and how; None where it does not.
 
-        Raises ConfigError for a schema that refers to elsewhere.
+        Raises ConfigError where it meets a reference to elsewhere that stands behind another reference, in a part of
+        the file that is no schema by itself.
         """
         from jsonschema import exceptions
         from referencing.exceptions import Unresolvable
@@ -63,12 +74,25 @@ class AnswerSchema:
         except RecursionError:  # a recursive schema on a value of hundreds of levels
             return "$: it is nested too deeply to be held against the schema"
         except Unresolvable as error:
-            raise ConfigError(
-                f"data.clean.answer_schema: {self.path} refers to something that is not in it",
-                f"{error.ref} is not in the file, and nothing is fetched",
-                "copy that definition into the file, under `$defs`",
-            ) from None
+            raise _elsewhere(self.path, error) from None
         return _described(found) if found else None
+
+
+def _follow(schema: Resource[Any], resolver: Resolver[Any]) -> None:
+    """Raises Unresolvable for a reference in a schema, or in those inside it, that leads out of the file."""
+    if isinstance(schema.contents, dict):
+        for reference in (schema.contents[name] for name in _REFERENCES if name in schema.contents):
+            resolver.lookup(reference)
+    for inner in schema.subresources():
+        _follow(inner, resolver.in_subresource(inner))
+
+
+def _elsewhere(path: Path, error: Unresolvable) -> ConfigError:
+    return ConfigError(
+        f"data.clean.answer_schema: {path} refers to something that is not in it",
+        f"{error.ref} is not in the file, and nothing is fetched",
+        "copy that definition into the file, under `$defs`",
+    )
 
 
 def _described(fault: exceptions.ValidationError | exceptions.SchemaError) -> str:
