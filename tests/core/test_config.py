@@ -141,6 +141,10 @@ def test_overrides_are_laid_over_the_file(project: Write, override: str, value: 
         "train.weight_decay=.nan",
         "evaluate.gates=[{metric: perplexity, margin: .nan}]",
         "train.seed=-1",
+        "train.seed=99999999999999999999999999",
+        "train.epochs=1.0e+12",
+        "train.threads=5000",
+        "pretrain={texts: [data.jsonl], block_tokens: 1}",
         "train=&a [*a]",
     ],
 )

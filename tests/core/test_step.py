@@ -405,8 +405,23 @@ def test_what_a_finished_step_left_is_not_worth_a_refusal(tmp_path: Path, unfini
     assert saved_story(Steps(tmp_path), factor=3).summary == {"done_before": 0}
 
 
-def test_a_damaged_checkpoint_is_told_as_one(tmp_path: Path, unfinished: Path) -> None:
-    (unfinished / "2/state.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "{}", '["step"]', '{"step": "two", "of": 4}'])
+def test_a_damaged_checkpoint_is_told_as_one(tmp_path: Path, unfinished: Path, text: str) -> None:
+    (unfinished / "2/state.json").write_text(text)
     look = Steps(tmp_path, look=True)
     saved_story(look)
     assert look.why("saves") == ["unfinished, at a checkpoint that is damaged"]
+    assert saved_story(Steps(tmp_path, fresh=True)).summary == {"done_before": 0}
+
+
+def test_checkpoints_whose_owner_cannot_be_told_are_not_used_and_not_thrown_away(
+    tmp_path: Path, unfinished: Path
+) -> None:
+    (unfinished / "step.json").write_text('{"hashed')
+    for call in (lambda: saved_story(Steps(tmp_path)), lambda: Steps(tmp_path, look=True).why("saves")):
+        with pytest.raises(ResourceError, match=r"whose checkpoints lie in .* cannot be told") as error:
+            call()
+        assert "step.json is damaged" in error.value.why
+        assert "tunesmith run --fresh" in error.value.next
+    assert {"1", "2"} <= set(os.listdir(unfinished))
+    assert saved_story(Steps(tmp_path, fresh=True)).summary == {"done_before": 0}

@@ -236,6 +236,29 @@ def test_a_model_that_keeps_its_attention_to_itself_is_refused() -> None:
         packed.require_same_loss(packed.fast(model.eval()), Rows())
 
 
+def test_a_model_without_a_limit_of_positions_is_refused_like_others() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    attention.register()
+    model = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=4))
+    with pytest.raises(ModelError, match="cannot be trained packed"):
+        packed.require_same_loss(packed.fast(model.eval()), Rows())
+
+
+@pytest.mark.parametrize("what", ["a bias", "final_logit_softcapping 30", "logits_scaling 8"])
+def test_what_ours_lack_of_the_logits_is_named_even_where_it_changes_no_loss_yet(what: str) -> None:
+    attention.register()
+    model = LlamaForCausalLM(LlamaConfig(**GROUPED)).eval()
+    model.set_attn_implementation(attention.NAME)
+    if what == "a bias":
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(97))
+    else:
+        setattr(model.config, what.split()[0], float(what.split()[1]))
+    with pytest.raises(ModelError, match="cannot be trained packed") as error:
+        packed.require_same_loss(packed.fast(model), Rows())
+    assert error.value.why == f"its logits have {what}, which ours have not"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_all_others_stay_apart(family: str) -> None:
     model = made(family, "lora")

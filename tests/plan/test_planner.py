@@ -120,7 +120,19 @@ def test_virtual_tokens_must_leave_room_for_the_longest_row() -> None:
     assert decide(Train(method="prompt", virtual_tokens=10), close, data(longest=160), LAPTOP)
     with pytest.raises(ConfigError, match=r"`train.virtual_tokens: 11` leaves too little room") as error:
         decide(Train(method="prompt", virtual_tokens=11), close, data(longest=160), LAPTOP)
-    assert "data.format.max_tokens: 159" in error.value.next
+    assert error.value.next == "set `data.format.max_tokens: 159`, or lower `train.virtual_tokens` to 10 or less"
+    with pytest.raises(ConfigError) as error:
+        decide(Train(method="prompt", virtual_tokens=100_000), close, data(longest=160), LAPTOP)
+    assert error.value.next == "lower `train.virtual_tokens` to 10 or less"
+
+
+def test_weight_decay_must_shrink_weights() -> None:
+    assert decide(Train(weight_decay=0.1, learning_rate=0.5), SMALL, data(), LAPTOP)
+    with pytest.raises(
+        ConfigError, match=r"`train.weight_decay: 1e\+09` does not go with a learning rate of 0.001"
+    ) as error:
+        decide(Train(weight_decay=1e9, learning_rate=1e-3), SMALL, data(), LAPTOP)
+    assert "by -999999" in error.value.why
 
 
 def test_the_plan_counts_the_modules_that_train_in_full(tiny: Base, dataset: Artifact, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -74,11 +75,15 @@ def change_json(path: Path) -> None:
     (path / "state.json").write_text(json.dumps(written))
 
 
+def say_something_else(path: Path) -> None:
+    (path / "state.json").write_text('["step"]')
+
+
 def lose_a_file(path: Path) -> None:
     (path / "tensors.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, cut_json, change_json, lose_a_file])
+@pytest.mark.parametrize("damage", [cut, flip, cut_json, change_json, say_something_else, lose_a_file])
 def test_a_damaged_one_is_told_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
@@ -190,6 +195,22 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_only_that(
     Keeper(disk, 0).after_step(lambda: State(7, 9, large, {}), evaluated=False)
     assert "no checkpoint of step 7 could be written" in capsys.readouterr().err
     assert list(disk.iterdir()) == []
+
+
+def test_a_limit_on_the_size_of_files_costs_the_checkpoint_and_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        Keeper(tmp_path, 0).after_step(lambda: State(7, 9, {"exact/w": torch.zeros(100_000)}, {}), evaluated=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    told = capsys.readouterr().err
+    assert "no checkpoint of step 7 could be written" in told
+    assert "File too large" in told
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +23,9 @@ from tunesmith.core.step import Artifact, Steps
 from tunesmith.models.base import Base
 from tunesmith.plan import planner
 from tunesmith.train import resume
+
+if TYPE_CHECKING:
+    from tunesmith.train.checkpoint import State
 
 KILLS = 20
 TRAIN = Train(
@@ -220,25 +223,40 @@ def test_a_second_ctrl_c_stops_at_once(forks: Forks, small: Path, tmp_path: Path
     assert newest_step(kept) == 0
 
 
-def test_the_log_is_cut_to_its_length_at_the_checkpoint(tmp_path: Path) -> None:
+def test_the_log_is_cut_to_its_length_at_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     with resume.log_file(path, None) as log:
-        log.write(b"one\ntwo\n")
-        around = resume.log_length(log)
-        log.write(b"three\n")
-    from tunesmith.train.checkpoint import State
-
-    saved = State(2, 9, {}, {"around": around})
+        log.write(b'{"step":1}\n{"step":2}\n')
+        saved = at_step_2(resume.log_length(log))
+        log.write(b'{"step":3}\n')
     with resume.log_file(path, saved) as log:
-        log.write(b"four\n")
-    assert path.read_text() == "one\ntwo\nfour\n"
-    path.write_text("one\n")
-    with resume.log_file(path, saved) as log:
-        log.write(b"four\n")
-    assert path.read_text() == "one\nfour\n"
+        assert path.read_bytes() == b'{"step":1}\n{"step":2}\n'  # trackers are told what it holds
+        log.write(b'{"step":4}\n')
+    assert path.read_bytes() == b'{"step":1}\n{"step":2}\n{"step":4}\n'
     with resume.log_file(path, None):
         pass
-    assert path.read_text() == ""
+    assert path.read_bytes() == b""
+    assert capsys.readouterr().err == ""
+
+
+def at_step_2(around: dict[str, int]) -> State:
+    from tunesmith.train.checkpoint import State
+
+    return State(2, 9, {}, {"around": around})
+
+
+@pytest.mark.parametrize(("left", "lost"), [
+    (b'{"step":1}\n', 11), (b'{"step":1}\n{"step', 11), (b'{"step":1}\n\xff"step":2}\n', 11), (b"", 22)])  # fmt: skip
+def test_a_damaged_log_is_told_and_costs_no_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bytes, lost: int
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(left)
+    with resume.log_file(path, at_step_2({"log_bytes": 22})) as log:
+        log.write(b'{"step":3}\n')
+        assert resume.log_length(log) == {"log_bytes": 22 - lost + 11}
+    assert path.read_bytes() == (b'{"step":1}\n' if lost == 11 else b"") + b'{"step":3}\n'
+    assert f"metrics.jsonl is damaged: {lost} of its 22 bytes are lost" in capsys.readouterr().err
 
 
 def test_threads_are_as_many_as_openmp_was_told(monkeypatch: pytest.MonkeyPatch) -> None:

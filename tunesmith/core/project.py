@@ -36,7 +36,7 @@ class Train(Section):
     quantise: Literal["nf4"] | None = None
     """QLoRA: the frozen linear layers are kept in 4 bits (NF4, with double quantisation) while LoRA trains. Needs
     `pip install bitsandbytes`."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
     """Passes over the training rows."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of AdamW."""
@@ -50,7 +50,7 @@ class Train(Section):
     """Inner width of a `bottleneck` module."""
     batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in one optimizer step."""
-    threads: Annotated[int, Field(gt=0)] | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """Threads of each process. Left out: as many as OMP_NUM_THREADS says, else one for each core that other programs
     leave free when training starts; a run that goes on keeps those that it had."""
     micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -67,7 +67,7 @@ class Train(Section):
     """How many times validation loss is measured over the run."""
     patience: Annotated[int, Field(gt=0)] | None = 3
     """Stop after so many evaluations without a better validation loss; `null` never stops early."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
     """Seed of the adapter's first weights and of the order of the rows."""
     processes: Annotated[int, Field(gt=0)] = 1
     """How many processes share the work of each optimizer step: one a GPU. `tunesmith run` starts them itself."""
@@ -89,7 +89,7 @@ class Pretrain(Section):
     texts: Annotated[list[InputFiles], Field(min_length=1)]
     """The files of raw text, also by folder or glob: text, Markdown, HTML, PDF, DOCX, subtitles, or records with a
     `text`."""
-    block_tokens: Annotated[int, Field(gt=0)] | None = None
+    block_tokens: Annotated[int, Field(gt=1)] | None = None
     """Longest piece of a text that is learnt at once, in tokens: 1,024 unless the model reads less."""
     train: Train = Train()
     """How the model is trained on the texts."""

@@ -13,7 +13,7 @@ from tunesmith.core.errors import ConfigError
 if TYPE_CHECKING:
     from jsonschema import exceptions
     from jsonschema.protocols import Validator
-    from referencing import Resolver, Resource
+    from referencing import Resource
     from referencing.exceptions import Unresolvable
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
@@ -78,7 +78,7 @@ class AnswerSchema:
         return _described(found) if found else None
 
 
-def _follow(schema: Resource[Any], resolver: Resolver[Any]) -> None:
+def _follow(schema: Resource[Any], resolver: Any) -> None:
     """Raises Unresolvable for a reference in a schema, or in those inside it, that leads out of the file."""
     if isinstance(schema.contents, dict):
         for reference in (schema.contents[name] for name in _REFERENCES if name in schema.contents):

@@ -173,10 +173,10 @@ class Steps:
         if "kept" not in inspect.signature(fn).parameters:
             return {}
         kept = unfinished.folder(self.output, name)
-        owner, at = unfinished.owner(kept), unfinished.position(kept)
         if self.fresh:
             unfinished.discard(kept)
-        elif owner and at and owner != self._execution(name) and not self._has_result(owner["hashed"]):
+        owner, at = unfinished.owner(kept), unfinished.position(kept)
+        if owner and at and owner != self._execution(name) and not self._has_result(owner["hashed"]):
             raise UserError(
                 f"step {name} stands unfinished {at}, with other settings",
                 f"{'; '.join(self._changes(owner)) or 'its inputs changed'}: starting over would throw that work away",

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -123,9 +124,9 @@ def _sha256(path: Path) -> str:
 
 def disk_is_full(error: Exception) -> bool:
     """Also where a library wraps the operating system's error in one of its own (safetensors does)."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "os error 28" in str(error).lower() or "no space left on device" in str(error).lower()
+    wrapped = re.search(r"os error (\d+)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(wrapped[1]) if wrapped else None
+    return code in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in str(error).lower()
 
 
 def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:

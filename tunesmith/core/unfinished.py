@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from tunesmith.core import store
+from tunesmith.core.errors import ResourceError
 
 
 def folder(output: Path, step: str) -> Path:
@@ -22,9 +21,16 @@ def folder(output: Path, step: str) -> Path:
 
 
 def owner(kept: Path) -> dict[str, Any] | None:
-    """The execution that these checkpoints belong to, as `claim` noted it."""
+    """The execution that these checkpoints belong to, as `claim` noted it. Raises ResourceError for a damaged note."""
     note = kept / "step.json"
-    owner: dict[str, Any] | None = store.read_json(note) if note.is_file() else None
+    try:
+        owner: dict[str, Any] | None = store.read_json(note) if note.is_file() else None
+    except ValueError as error:
+        raise ResourceError(
+            f"whose checkpoints lie in {kept} cannot be told",
+            f"{note.name} is damaged ({error})",
+            "start the step over: tunesmith run --fresh",
+        ) from None
     return owner
 
 
@@ -54,6 +60,6 @@ def position(kept: Path) -> str | None:
         return None
     try:
         state = store.read_json(found[-1] / "state.json")
-    except (OSError, orjson.JSONDecodeError):  # damaged: whoever goes on from it will look for the one before
+        return f"at step {state['step']:,} of {state['of']:,}"
+    except (OSError, ValueError, KeyError, TypeError):  # whoever goes on from it will look for the one before
         return "at a checkpoint that is damaged"
-    return f"at step {state['step']:,} of {state['of']:,}"

@@ -288,11 +288,11 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
 
 def _longest(wanted: int | None, context: int | None) -> int:
     """Tokens of the longest block: as wanted, else 1,024 or what the model can read."""
-    if wanted and not 1 < wanted <= (context or wanted):
+    if wanted and context and wanted > context:
         raise ConfigError(
-            f"pretrain.block_tokens is {wanted:,}, the model's context is {context or 0:,}",
-            "a block has a token to begin from and a token to learn, and the model reads no further than its context",
-            f"set pretrain.block_tokens to {context} or less, or take it out" if context else "take it out",
+            f"pretrain.block_tokens is {wanted:,}, the model's context is {context:,}",
+            "the model reads no further than its context",
+            f"set pretrain.block_tokens to {context} or less, or take it out",
         )
     return wanted or min(context or _BLOCK_TOKENS, _BLOCK_TOKENS)
 

@@ -29,6 +29,7 @@ from tunesmith.models.tokens import LEAST_SHARED, Tokens
 _DROPOUTS = {  # as the families' configs name it
     "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_dropout",
     "resid_pdrop", "residual_dropout"}  # fmt: skip
+_OF_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what configs call a change of them
 _TARGETS, _COMPARED = 32, 8  # that a comparison of losses takes, in so many rows at most: one alone is mostly rounding
 _SIDE_BY_SIDE = 512  # tokens, padding included, that transformers computes at once to compare
 
@@ -205,6 +206,7 @@ def require_same_loss(scorer: Scorer, tokens: Tokens) -> None:
             f"it does not let its attention be replaced ({error})",
             "choose another base (`tunesmith models`), and report this architecture",
         ) from error
+    _require_plain_logits(model)
     rows = shortest[:1]
     while tokens.learnt_tokens(rows) < _TARGETS and len(rows) < len(shortest):
         rows = shortest[: len(rows) + 1]
@@ -226,14 +228,31 @@ def _require_fixed_positions(model: PreTrainedModel, longest: int) -> None:
     config = model.config.get_text_config()
     told = config.to_dict().get("rope_parameters") or {}
     for rope in (told, *(part for part in told.values() if isinstance(part, dict))):
+        if rope.get("rope_type") not in ("longrope", "dynamic"):
+            continue
         limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        if rope.get("rope_type") in ("longrope", "dynamic") and longest > limit:
+        if longest > limit:
             raise ModelError(
                 f"rows of {longest:,} tokens cannot be trained beside shorter ones",
                 f"past {limit:,} tokens this model turns the positions of all rows of a pass by other angles "
                 f"({rope['rope_type']})",
                 f"set data.format.max_tokens to {limit}",
             )
+
+
+def _require_plain_logits(model: PreTrainedModel) -> None:
+    """Ours are products with the head's weight and nothing else. What a fresh model adds to them may be too little for
+    the comparison of losses to show."""
+    config = model.config.get_text_config()
+    more = [f"{name} {value:g}" for name in _OF_LOGITS if (value := getattr(config, name, None)) not in (None, 1)]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        more.append("a bias")
+    if more:
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained packed",
+            f"its logits have {' and '.join(more)}, which ours have not",
+            "choose another base (`tunesmith models`), and report this architecture",
+        )
 
 
 def _own_loss(model: PreTrainedModel, rows: list[Packed]) -> Tensor:

@@ -57,6 +57,8 @@ def decide(
     method = _method(train)
     longest += _virtual_tokens_fit(method, longest, model["context"])
     room = machine.memory_bytes // (1 if machine.gpu else train.processes)  # a process has a GPU of its own
+    learning_rate = _chosen(train.learning_rate, _learning_rate(train, model["parameters"]))
+    _decay_shrinks(train.weight_decay, learning_rate.value)
     precision = _chosen(train.precision, _precision(model["parameters"], room, machine))
     epochs = _chosen(train.epochs, _epochs(rows))
     batch_tokens = _chosen(train.batch_tokens, _batch_tokens(rows, tokens))
@@ -88,7 +90,7 @@ def decide(
     return {
         **method,
         "precision": precision,
-        "learning_rate": _chosen(train.learning_rate, _learning_rate(train, model["parameters"])),
+        "learning_rate": learning_rate,
         "epochs": epochs,
         "batch_tokens": batch_tokens,
         "micro_batch_tokens": micro,
@@ -142,10 +144,11 @@ def _virtual_tokens_fit(method: dict[str, Decision], longest: int, context: int 
     """How many tokens the method puts before each row. Raises ConfigError where that leaves the longest row no room."""
     virtual = int(method["virtual_tokens"].value) if "virtual_tokens" in method else 0
     if context and longest + virtual > context:
+        shorter = f"set `data.format.max_tokens: {context - virtual}`, or " if 2 * virtual <= context else ""
         raise ConfigError(
             f"`train.virtual_tokens: {virtual}` leaves too little room for the longest row",
             f"it has {longest:,} tokens, and the model's context is {context:,}",
-            f"set `data.format.max_tokens: {context - virtual}`, or lower `train.virtual_tokens`",
+            f"{shorter}lower `train.virtual_tokens` to {context - longest} or less",
         )
     return virtual
 
@@ -205,6 +208,17 @@ def _learning_rate(train: Train, parameters: int) -> Decision:
         "bottleneck": (lora, "as for LoRA, beside which Hu et al. 2023 (LLM-Adapters) train them at one rate"),
     }["hybrid" if train.method == "lora" and train.layers else train.method]
     return Decision(float(f"{value:.1g}"), reason)
+
+
+def _decay_shrinks(weight_decay: float, learning_rate: float) -> None:
+    """Raises ConfigError where AdamW, which multiplies weights by 1 - rate * decay at each step, would turn their sign
+    (Loshchilov and Hutter 2019)."""
+    if weight_decay * learning_rate >= 1:
+        raise ConfigError(
+            f"`train.weight_decay: {weight_decay:g}` does not go with a learning rate of {learning_rate:g}",
+            f"each step would multiply weights by {1 - weight_decay * learning_rate:g}",
+            "set `train.weight_decay` to 0.1 or less, or take it out",
+        )
 
 
 def _epochs(rows: int) -> Decision:

@@ -103,7 +103,7 @@ class Keeper:
 
 
 def save(folder: Path, state: State) -> None:
-    """Writes one checkpoint and removes all but the newest two. Raises ResourceError where the disk is full."""
+    """Writes one checkpoint and removes all but the newest two. Raises ResourceError where it cannot be written."""
     store.require_space(folder, sum(t.numel() * t.element_size() for t in state.tensors.values()), "a checkpoint")
     for left in folder.glob(".step-*"):  # by a killed run
         shutil.rmtree(left, ignore_errors=True)
@@ -112,11 +112,9 @@ def save(folder: Path, state: State) -> None:
     try:
         _write(hidden, state)
     except (OSError, SafetensorError) as error:
-        if not store.disk_is_full(error):
-            raise
         shutil.rmtree(hidden, ignore_errors=True)
         raise ResourceError(
-            f"the disk of {folder} is full", "another program filled it meanwhile", "free some space, and run again"
+            f"{folder} cannot be written to", f"the system says: {error}", "free some space, and run again"
         ) from None
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     os.replace(hidden, final)
@@ -143,7 +141,7 @@ def newest(folder: Path) -> State | None:
     for path in reversed(unfinished.checkpoints(folder)):
         try:
             return _load(path)
-        except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
             say(f"the checkpoint {path} is damaged ({error}); looking for the one before")
             shutil.rmtree(path)
         except OSError as error:
@@ -156,9 +154,9 @@ def newest(folder: Path) -> State | None:
 
 
 def _load(path: Path) -> State:
-    """Raises FileNotFoundError, ValueError, KeyError or SafetensorError for a checkpoint that is not as it was written,
-    and other OSErrors where it cannot be read."""
-    written = orjson.loads((path / "state.json").read_bytes())
+    """Raises FileNotFoundError, ValueError, KeyError, TypeError or SafetensorError for a checkpoint that is not as it
+    was written, and other OSErrors where it cannot be read."""
+    written = dict(orjson.loads((path / "state.json").read_bytes()))
     if written.pop("digest") != _digest(written) or written["tensors"] != _sha256(path / "tensors.safetensors"):
         raise ValueError("its digest differs")
     return State(written["step"], written["of"], load_file(path / "tensors.safetensors"), written["values"])

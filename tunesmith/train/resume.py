@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import orjson
+
 from tunesmith.core import hardware
 from tunesmith.core.console import say
 from tunesmith.core.records import Decision
@@ -37,7 +39,8 @@ def threads(saved: State | None, processes: int = 1, pinned: int | None = None, 
     cores; those that OMP_NUM_THREADS allows, which launchers set for each of several processes; or those that are free,
     from `since` on (of several processes, each would take the others' work for load)."""
     if pinned:
-        return Decision(pinned, "pinned in the project file")
+        slow = f", but there are only {hardware.cores()} cores: slow" if pinned > hardware.cores() else ""
+        return Decision(pinned, f"pinned in the project file{slow}")
     before = int(saved.values["around"]["made_with"]["threads"]) if saved else None
     if before is None or before > hardware.cores():
         asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -71,12 +74,27 @@ def announce(saved: State | None, made_with: dict[str, str]) -> None:
 
 @contextmanager
 def log_file(path: Path, saved: State | None) -> Iterator[BinaryIO]:
-    """The log, to be written on: cut to its length at the checkpoint, empty where there is none."""
-    with open(path, "ab") as file:
+    """The log, to be written on: cut to its length at the checkpoint, empty where there is none. What is damaged of it
+    is left out and told: weights do not depend on it."""
+    with open(path, "a+b") as file:
         length = saved.values["around"]["log_bytes"] if saved else 0
-        file.truncate(min(length, file.seek(0, os.SEEK_END)))
-        file.seek(0, os.SEEK_END)
+        file.seek(0)
+        left = file.read(length)
+        whole = b"".join(line for line in left.splitlines(keepends=True) if _is_entry(line))
+        if len(whole) < length:
+            say(f"  {path.name} is damaged: {length - len(whole):,} of its {length:,} bytes are lost")
+        if whole != left:
+            file.truncate(0)
+            file.write(whole)
+        file.truncate()
         yield file
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(orjson.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def log_length(log: BinaryIO) -> dict[str, int]:
