@@ -19,7 +19,7 @@ from tunesmith.core.data_section import Source, Split
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Dropped, Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import load, parts, sketches, split, traits
+from tunesmith.data import links, load, parts, sketches, split, traits
 from tunesmith.data.split import ALIKE, SIDES
 
 
@@ -27,7 +27,7 @@ def assign(rows: list[Row], settings: Split) -> tuple[dict[str, list[Row]], list
     """The rows of each side, in their order, and those that no side could take."""
     noted = traits.of(rows, split._placed, split._PLACED)
     prompts = sketches.sketched([traits.prompt_text(row) for row in rows], sketches.banding(ALIKE, len(rows)))
-    found = split.assign(noted, split.by_key(split.linked(rows), noted), prompts, settings)
+    found = split.assign(noted, links.of(rows, noted), prompts, settings)
     sides = {side: [rows[place] for place in found.of(i)] for i, side in enumerate(SIDES)}
     return sides, [Dropped(rows[place], *why) for place, why in sorted(found.gone.items())]
 
@@ -375,6 +375,60 @@ def test_a_thread_that_grows_stays_where_it_is():
             assert set(sides_of(grown, Split(validation=0.3, test=0.3)).values()) == set(before.values())
 
 
+def talk(*asked: str, line: int, pin: str = "auto") -> Row:
+    """A conversation of these questions, each with an answer of its own."""
+    turns = [({"role": "user", "content": text}, {"role": "assistant", "content": f"a{line}"}) for text in asked]
+    return Row([{"role": "system", "content": f"s{line}"}, *chain(*turns)], f"{pin}.jsonl", line, "messages", split=pin)
+
+
+def test_a_conversation_stays_with_whoever_asks_what_it_asked_on_its_way():
+    longest = ["Where do rivers go?", "zebra", "ivory quartz", "and what of apples"]
+    rows = [talk(*longest[: i + 1], line=i) for i in (3, 0, 1, 2)] + [talk("where do RIVERS go", "xylophones", line=4)]
+    strangers = [talk(f"{i:b}", f"{i:o}" * 9, line=i) for i in range(100, 160)]
+    sides, dropped = assign([*rows, *strangers], Split(validation=0.3, test=0.3))
+    assert not dropped
+    assert sorted(len([r for r in sides[side] if r.line < 10]) for side in SIDES) == [0, 0, 5]
+    apart = [talk(*longest[i:], line=i) for i in range(4)]
+    sides, _ = assign([*apart, *strangers], Split(validation=0.3, test=0.3))
+    assert sum(any(r.line < 10 for r in sides[side]) for side in SIDES) > 1
+
+
+def test_a_pinned_exam_is_not_asked_on_the_way_of_what_trains():
+    rows = [
+        talk("what is a fox", "and what does it eat", line=1, pin="train"),
+        talk("what is a cow", line=2, pin="train"),
+        talk("what is a fox", line=3, pin="test"),
+        talk("what is a cow", "and where do they sleep", line=4, pin="test"),
+    ]
+    sides, dropped = assign(rows, Split())
+    assert [r.line for r in sides["test"]] == [3, 4]
+    assert {d.row.line: d.reason for d in dropped} == dict.fromkeys([1, 2], "thread, parent or turn also in test")
+
+
+def test_what_many_conversations_begin_with_does_not_join_them(tmp_path):
+    greeted = [talk("hello there", f"{random.Random(i).random()}", line=i) for i in range(links.OF_FORM + 1)]
+    rows = [*greeted, *(talk("hello there", line=i) for i in range(100, 103))]
+    noted = traits.of(rows, split._placed, split._PLACED)
+    assert links.of(rows, noted).of_form.tolist() == [21, 22, 23]
+    sides, _ = assign(rows, Split(validation=0.3, test=0.3))
+    assert all(sides[side] for side in SIDES)
+    pinned = [talk("hello there", line=i, pin="test") for i in range(100, 103)]
+    summary = run(tmp_path, [*greeted, *pinned], ["test"])
+    assert summary["certificate"]["exam_of_form"] == summary["test"] == 3
+    assert "What 3 of them ask, more than 20 conversations ask on their way" in summary["vouched"]
+
+
+def test_where_all_files_are_pinned_elsewhere_more_examples_are_no_help(tmp_path):
+    rows = [row("what is a fox", pin="train"), row("where do rivers go", pin="test")]
+    store.write_rows(tmp_path / "rows.jsonl", rows)
+    summary = split.run(
+        Split(), ["train", "test"], Artifact("clean", "x", tmp_path, "done", {}), made(tmp_path / "out")
+    )
+    assert summary["warnings"] == [
+        "validation is empty: all files are pinned elsewhere; leave `split` out of one, or pin one to validation."
+    ]
+
+
 def test_what_is_of_a_thread_of_the_exam_is_dropped_elsewhere_with_its_place():
     rows = [
         row("an early question", pin="train", line=1, thread="t"),
@@ -384,7 +438,7 @@ def test_what_is_of_a_thread_of_the_exam_is_dropped_elsewhere_with_its_place():
     sides, dropped = assign(rows, Split())
     assert [r.line for r in sides["train"]] == [2]
     assert [(d.row.line, d.reason, d.detail) for d in dropped] == [
-        (1, "thread or parent also in test", "of one thread or parent with test.jsonl:3")
+        (1, "thread, parent or turn also in test", "a thread, parent or turn in common with test.jsonl:3")
     ]
 
 

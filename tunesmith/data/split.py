@@ -1,9 +1,10 @@
 """Which rows train, which choose the checkpoint, which are the exam; and the certificate that none is known to another.
 
-Rows belong together whose prompts are alike, or that have a parent or a thread in common: such a group is on one side,
-whole. Which side follows from the hash of a prompt or thread in it, never from shuffling, so that it is the same in
-every run and in any order; rows that are added move no others, unless they join two groups. A side that a source pins
-counts more than the hash, and the exam counts most: what it asks is dropped from the other sides, and counted.
+Rows belong together whose prompts are alike, or that have a parent, a thread or a turn in common (data/links.py): such
+a group is on one side, whole. Which side follows from the hash of a prompt or thread in it, never from shuffling, so
+that it is the same in every run and in any order; rows that are added move no others, unless they join two groups. A
+side that a source pins counts more than the hash, and the exam counts most: what it asks is dropped from the other
+sides, and counted.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from tunesmith.core.data_section import Split
 from tunesmith.core.errors import ConfigError, DataError
 from tunesmith.core.records import Row
 from tunesmith.core.step import Artifact
-from tunesmith.data import parts, similar, sketches, traits
+from tunesmith.data import links, parts, similar, sketches, traits
+from tunesmith.data.links import Links
 from tunesmith.data.traits import Places, Traits, prompt_text
 
-VERSION = 5
+VERSION = 6
 
 SIDES = ("train", "validation", "test")  # a later one has the stronger claim to a prompt
 ALIKE = 0.7  # Jaccard similarity of prompts, from which on they belong together
@@ -48,9 +50,6 @@ _PLACED = np.dtype(
         ("pin", "i1"),  # the side that its source is pinned to, by its place in SIDES; -1: none
     ]
 )
-_LINK = np.dtype([("place", "i8"), ("key", "u8")])  # a row, and its own id or thread or one of its parents
-
-Links = NDArray[Any]  # structured, of the type _LINK
 
 
 @dataclass
@@ -91,11 +90,11 @@ def run(split: Split, pinned: Sequence[str], clean: Artifact, out: Path, kept: P
         done = parts.each("split", partial(_part, cut), pieces, work)
         folders = [one.folder for one in done]
         rows, prompts = traits.together(folders, _PLACED), sketches.read(folders, work / "shingles", cut)
-        links = _links_together(folders, rows)
+        linked = links.together(folders, rows, [traits.count(folder, _PLACED) for folder in folders])
         drawn = split.model_copy(update={side: 0.0 for side in pinned if side in SIDES[1:]})
-        assigned = assign(rows, links, prompts, drawn)
+        assigned = assign(rows, linked, prompts, drawn)
         _write(pieces, assigned, out)
-        certified = _certify(rows, links, prompts, cut, assigned, out)
+        certified = _certify(rows, linked, prompts, cut, assigned, out)
     for i, side in enumerate(SIDES):
         np.save(out / f"{side}.groups.npy", assigned.group_N[assigned.of(i)])
     counts = {side: len(assigned.of(i)) for i, side in enumerate(SIDES)}
@@ -124,8 +123,8 @@ def run(split: Split, pinned: Sequence[str], clean: Artifact, out: Path, kept: P
     }
 
 
-def assign(rows: Traits, links: Links, prompts: sketches.Sketches, split: Split) -> Assignment:
-    """Each row's side; `links` come in the order of their keys.
+def assign(rows: Traits, linked: Links, prompts: sketches.Sketches, split: Split) -> Assignment:
+    """Each row's side.
 
     Where any row is pinned to test, the fraction for test is 0: the exam is that file alone. So for validation.
     """
@@ -133,14 +132,14 @@ def assign(rows: Traits, links: Links, prompts: sketches.Sketches, split: Split)
     shares = {_TEST: split.test, _VALIDATION: split.validation}
     shares = {side: 0.0 if side in pins else share for side, share in shares.items()}
     held_out, free = np.flatnonzero(pins > _TRAIN), np.flatnonzero(pins <= _TRAIN)
-    first_N, suspected = similar.joined(prompts, ALIKE, free, _known(links, pins <= _TRAIN))
+    first_N, suspected = similar.joined(prompts, ALIKE, free, _known(linked.among(pins <= _TRAIN)))
     side_N = np.where(pins >= 0, pins, _TRAIN).astype(np.int8)
     if len(free):
         _choose_sides(rows, first_N, free, shares, side_N)
     found = Assignment(side_N, {}, first_N, suspected)
     if len(held_out):
         _part_ways(rows, prompts, found, held_out)
-        _part_threads(rows, links, found)
+        _part_linked(rows, linked, found)
     for side, limit in enumerate((split.max_train_rows, split.max_validation_rows, split.max_test_rows)):
         for place in _over(rows, found.of(side), limit):
             found.drop(place, f"over max_{SIDES[side]}_rows", f"the limit is {limit:,}")
@@ -151,50 +150,19 @@ def _part(cut: sketches.Banding, part: parts.Part, folder: Path) -> dict[str, An
     rows = [Row.from_json(orjson.loads(line)) for line in part.read()]
     traits.write(folder, traits.of(rows, _placed, _PLACED))
     sketches.write(folder, [prompt_text(row) for row in rows], cut)
-    linked(rows).tofile(folder / "links")
+    links.write(folder, rows)
     return {}
 
 
 def _placed(row: Row) -> tuple[int | float, ...]:
     prompt = int(row.group, 16)
-    claim = _thread(row) or prompt
+    claim = links.thread(row) or prompt
     return int(row.id, 16), prompt, claim, _position(claim), _PINS[row.split]
 
 
-def _thread(row: Row) -> int:
-    return traits.hashed({"thread": row.thread}) if row.thread else 0
-
-
-def linked(rows: Sequence[Row]) -> Links:
-    """What each of these rows belongs to besides itself: its parents, its thread."""
-    found = [(place, int(parent, 16)) for place, row in enumerate(rows) for parent in row.parents]
-    found += [(place, _thread(row)) for place, row in enumerate(rows) if row.thread]
-    return np.array(found, _LINK)
-
-
-def by_key(links: Links, rows: Traits) -> Links:
-    """These links and those of each row to itself, which its children have as a parent; in the order of their keys."""
-    own = np.zeros(len(rows), _LINK)
-    own["place"], own["key"] = np.arange(len(rows)), rows["id"]
-    both = np.concatenate([own, links])
-    ordered: Links = both[np.lexsort((both["place"], both["key"]))]
-    return ordered
-
-
-def _links_together(folders: Sequence[Path], rows: Traits) -> Links:
-    found, before = [], 0
-    for folder in folders:
-        of_part = np.fromfile(folder / "links", _LINK)
-        of_part["place"] += before
-        found.append(of_part)
-        before += traits.count(folder, _PLACED)
-    return by_key(np.concatenate([np.zeros(0, _LINK), *found]), rows)
-
-
-def _known(links: Links, free_N: NDArray[np.bool_]) -> sketches.Pairs:
-    """Pairs of rows that belong together whatever their prompts say: parent and child, children of one parent, and
-    rows of one thread."""
-    mine = links[free_N[links["place"]]]
+def _known(mine: links.Pairs) -> sketches.Pairs:
+    """Pairs of rows that belong together whatever their prompts say: parent and child, children of one parent, rows of
+    one thread, and conversations with whoever asks what they asked."""
     same = np.flatnonzero(mine["key"][1:] == mine["key"][:-1])
     return mine["place"][same + 1], mine["place"][same]
 
@@ -241,19 +209,19 @@ def _part_ways(rows: Traits, prompts: sketches.Sketches, found: Assignment, held
         found.uncompared += len(across.uncompared)
 
 
-def _part_threads(rows: Traits, links: Links, found: Assignment) -> None:
+def _part_linked(rows: Traits, linked: Links, found: Assignment) -> None:
     """Where a row belongs to what a pinned exam or validation row belongs to, that of the weaker side is dropped."""
     for side in (_TEST, _VALIDATION):
         others_N = (found.side_N >= 0) & (found.side_N < side)
         if side not in rows["pin"]:
             others_N &= rows["pin"] > _TRAIN  # free ones have no like on another side
-        theirs, of_others = links[(found.side_N == side)[links["place"]]], links[others_N[links["place"]]]
+        theirs, of_others = linked.among(found.side_N == side), linked.among(others_N)
         if not len(theirs):
             continue
         at = np.minimum(np.searchsorted(theirs["key"], of_others["key"]), len(theirs) - 1)
         for i in np.flatnonzero(theirs["key"][at] == of_others["key"]):
-            detail = f"of one thread or parent with {rows.read_at(theirs['place'][at[i]])}"
-            found.drop(int(of_others["place"][i]), f"thread or parent also in {SIDES[side]}", detail)
+            detail = f"a thread, parent or turn in common with {rows.read_at(theirs['place'][at[i]])}"
+            found.drop(int(of_others["place"][i]), f"thread, parent or turn also in {SIDES[side]}", detail)
 
 
 def _over(rows: Traits, places: Places, limit: int | None) -> list[int]:
@@ -281,7 +249,7 @@ def _write(pieces: list[parts.Part], assigned: Assignment, out: Path) -> None:
 
 
 def _certify(
-    rows: Traits, links: Links, prompts: sketches.Sketches, cut: sketches.Banding, assigned: Assignment, out: Path
+    rows: Traits, linked: Links, prompts: sketches.Sketches, cut: sketches.Banding, assigned: Assignment, out: Path
 ) -> dict[str, Any]:
     """What the split vouches for, in `certificate.json`: that no test or validation row is like one that trains. It is
     looked for once more, among the rows as they were assigned, and told beside what a random split would have leaked.
@@ -292,7 +260,7 @@ def _certify(
     has_like = _may_have_like(rows, assigned)
     found = similar.across(prompts, ALIKE, train, validation, test, whole=True)
     known = similar.across(prompts, ALIKE, rest[has_like[rest]], exam[has_like[exam]])
-    leaks = len(found.alike) + _on_two_sides(links, assigned)
+    leaks = len(found.alike) + _on_two_sides(linked.among(assigned.side_N != _GONE), assigned)
     assert not leaks, f"{leaks} rows have their like on another side"
     facts = {
         "alike_from": ALIKE,
@@ -301,6 +269,7 @@ def _certify(
         "leaks": leaks,
         "joined_on_suspicion": assigned.suspected,
         "dropped_on_suspicion": assigned.uncompared,
+        "exam_of_form": int(np.isin(test, linked.of_form).sum()),
         "pinned_exam": {"test": int((rows["pin"] == _TEST).sum()), "leaks": assigned.known},
         "random_split": {"test": len(exam), "leaks": len(known.alike), "uncompared": len(known.uncompared)},
     }
@@ -315,9 +284,8 @@ def _may_have_like(rows: Traits, assigned: Assignment) -> NDArray[np.bool_]:
     return grouped
 
 
-def _on_two_sides(links: Links, assigned: Assignment) -> int:
+def _on_two_sides(left: links.Pairs, assigned: Assignment) -> int:
     """How many neighbours in the order of keys belong together and stand on different sides."""
-    left = links[assigned.side_N[links["place"]] != _GONE]
     side = assigned.side_N[left["place"]]
     return int(np.count_nonzero((left["key"][1:] == left["key"][:-1]) & (side[1:] != side[:-1])))
 
@@ -329,7 +297,12 @@ def _vouched(certified: dict[str, Any]) -> str:
         return "There is no exam, so none that training could know."
     known = f"{pinned['leaks']:,} of {pinned['test']:,} were, before such rows were dropped from training"
     leaked = f"a random split would have let training know {drawn['leaks']:,} of {drawn['test']:,}"
-    return f"Certified: no exam prompt is like one that trains ({known if pinned['test'] else leaked})."
+    vouched = f"Certified: no exam prompt is like one that trains ({known if pinned['test'] else leaked})."
+    if form := certified["exam_of_form"]:
+        vouched += (
+            f" What {form:,} of them ask, more than {links.OF_FORM} conversations ask on their way: they may train."
+        )
+    return vouched
 
 
 def _warnings(split: Split, pinned: Sequence[str], rows: Traits, counts: dict[str, int]) -> Iterator[str]:
@@ -340,5 +313,7 @@ def _warnings(split: Split, pinned: Sequence[str], rows: Traits, counts: dict[st
             yield f"{side} is empty: every prompt of the files that are pinned to it also stands in test."
         elif side in pinned:
             yield f"{side} is empty: no row of the files that are pinned to it is left (`tunesmith data` tells why)."
+        elif fraction > 0 and (rows["pin"] >= 0).all():
+            yield f"{side} is empty: all files are pinned elsewhere; leave `split` out of one, or pin one to {side}."
         elif fraction > 0:
             yield f"{side} is empty: none of the {len(rows):,} rows fell into its share of {fraction:g}; add examples."
