@@ -420,10 +420,7 @@ def test_what_many_conversations_begin_with_does_not_join_them(tmp_path):
 
 def test_where_all_files_are_pinned_elsewhere_more_examples_are_no_help(tmp_path):
     rows = [row("what is a fox", pin="train"), row("where do rivers go", pin="test")]
-    store.write_rows(tmp_path / "rows.jsonl", rows)
-    summary = split.run(
-        Split(), ["train", "test"], Artifact("clean", "x", tmp_path, "done", {}), made(tmp_path / "out")
-    )
+    summary = run(tmp_path, rows, ["train", "test"])
     assert summary["warnings"] == [
         "validation is empty: all files are pinned elsewhere; leave `split` out of one, or pin one to validation."
     ]
