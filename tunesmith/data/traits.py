@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ COMPARED = np.dtype(
 )
 
 _NUMBER = re.compile(r"(?:[-+−*/×÷^<>=]\s*)?\d+(?:[.,:]\d+)*%?")  # normalised text has lost signs and decimal points
+_NO_SIGN = bytes(set(range(256)) - set(b"#+<=>|~"))
+_PERHAPS_SIGN = re.compile(r"[#+<=>|~]|[^\w\s\x00-\x7f]")
 _ENDING = re.compile(r"n['’`´]t\b")
 _DENYING = """
     no not never none nobody nothing nowhere neither nor without cannot
@@ -137,12 +140,12 @@ def compared(row: Row) -> tuple[int | float, ...]:
     denied: list[str] = []
     for m in row.prompt:
         words, numbers = words_of(m["content"]), _numbers(m["content"])
-        text = " ".join(words) or m["content"].strip()
-        context.append([m["role"], text, numbers, m.get("tool_calls")])
+        text, signs = " ".join(words) or m["content"].strip(), _signs(m["content"])
+        context.append([m["role"], text, numbers, signs, m.get("tool_calls")])
         if m["role"] == "system":
             system.append(text)
         else:
-            figures += numbers
+            figures += [*numbers, *signs]
             denied += _negations(m["content"], words)
             prompt_words += len(m["content"].split())
     calls = [called for *_, called in context]
@@ -175,6 +178,14 @@ def _numbers(text: str) -> list[str]:
     if text.isascii() and not text.encode().translate(None, NO_DIGIT):
         return []
     return _NUMBER.findall(text)
+
+
+def _signs(text: str) -> str:
+    """Those of mathematics, and pictures: "C#" is not "C++", nor is a smile a frown. Punctuation and currencies may
+    differ where nothing else does."""
+    if text.isascii():
+        return text.encode().translate(None, _NO_SIGN).decode()
+    return "".join(c for c in _PERHAPS_SIGN.findall(text) if c == "#" or unicodedata.category(c) in ("Sm", "So"))
 
 
 def _negations(text: str, words: list[str]) -> list[str]:

@@ -94,6 +94,20 @@ def test_sums_that_differ_in_a_sign_are_two_prompts():
     assert list(resolve(rows, "drop")) == [Kept(r) for r in rows]
 
 
+@pytest.mark.parametrize(("one", "two"), [
+    ("Great 😀", "Great 😡"), ("I write C++", "I write C#"), ("is x > y", "is x < y"), ("¬a", "a")])  # fmt: skip
+def test_prompts_that_differ_in_a_sign_or_a_picture_are_two(one, two):
+    rows = [row(one, "yes"), row(two, "no")]
+    assert list(resolve(rows, "drop")) == [Kept(r) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("It works!", "it works"), ("“so”, he said", '"so," he said…'), ("£ or $?", "$ or £?")]
+)
+def test_punctuation_makes_no_other_prompt(one, two):
+    assert not any(isinstance(found, Kept) for found in resolve([row(one, "yes"), row(two, "no")], "drop"))
+
+
 @given(st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc")), max_size=10), st.randoms())
 def test_what_is_dropped_does_not_depend_on_the_order(pairs, random):
     rows = [row(prompt, answer, i) for i, (prompt, answer) in enumerate(pairs)]

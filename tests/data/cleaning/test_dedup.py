@@ -52,10 +52,11 @@ def test_the_same_prompt_and_answer_is_a_duplicate_of_the_first():
     (row("q", rejected="bad"), row("q", rejected="worse")),
     (row("5 - 0"), row("5 + 0")), (row("1.5 m"), row("1, 5 m")),
     (row("up 5%"), row("up 5")), (row("-5 °C"), row("5 °C")),
+    (row("in C++"), row("in C#")), (row("fine 👍"), row("fine 🙏")),
     (row("q", split="test"), row("q")), (row("q", split="test"), row("q", split="validation")),
     (row("q", split="train"), row("q", split="test")),
-], ids=["answer", "system", "tools", "calls", "rejected", "sign", "point", "percent", "negative", "test-auto",
-        "test-validation", "train-test"])  # fmt: skip
+], ids=["answer", "system", "tools", "calls", "rejected", "sign", "point", "percent", "negative", "language", "picture",
+        "test-auto", "test-validation", "train-test"])  # fmt: skip
 def test_rows_that_differ_in_what_counts_both_stay(one, two):
     assert list(exact([one, two])) == [Kept(one), Kept(two)]
     assert list(near([one, two], 0.6)) == [Kept(one), Kept(two)]
