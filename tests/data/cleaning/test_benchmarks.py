@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def test_a_file_that_cannot_be_read_is_named_by_its_setting(clean, tmp_path):
     with pytest.raises(DataError) as caught:
         clean(["hello"], tmp_path / "exam.jsonl")
     assert caught.value.next == "write the file again, or take it out of data.clean.benchmarks"
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip"])
+def test_a_compressed_benchmark_is_read(clean, tmp_path, kind):
+    plain = benchmark(tmp_path, QUESTION).read_bytes()
+    if kind == "gz":
+        (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(plain))
+    else:
+        with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+            archive.writestr("exam.jsonl", plain)
+    summary, dropped = clean([QUESTION, "hello"], next(tmp_path.glob("packed.*")))
+    assert summary["benchmarks"]["questions"] == 1
+    name = {"gz": "packed.jsonl.gz", "zip": "packed.zip/exam.jsonl"}[kind]
+    assert dropped == {1: (f"in benchmark {name}", f"1.00 like {name}:1")}
 
 
 @pytest.mark.parametrize("prompt", [
@@ -148,15 +163,14 @@ def test_a_file_without_a_question_is_refused(clean, tmp_path):
     assert "line 1" in caught.value.why
 
 
-def test_humaneval_planted_among_other_code(clean, tmp_path, real_data):
+def test_humaneval_planted_among_other_code(clean, real_data):
     """Every question is found, in whole or as it is retold; none of the published instructions is one."""
-    packed = (real_data / "code/HumanEval.jsonl.gz").read_bytes()
-    (tmp_path / "HumanEval.jsonl").write_bytes(gzip.decompress(packed))
-    prompts = [json.loads(line)["prompt"] for line in gzip.decompress(packed).splitlines()]
+    published = real_data / "code/HumanEval.jsonl.gz"
+    prompts = [json.loads(line)["prompt"] for line in gzip.decompress(published.read_bytes()).splitlines()]
     planted = [f"Please finish this function for me.\n\n{prompt}\n\nWrite nothing but Python." for prompt in prompts]
     data = json.loads((real_data / "instructions/instruction-data.json").read_text())
     others = [f"{d['instruction']}\n{d['input']}" for d in data]
-    summary, dropped = clean([*planted, *others], tmp_path / "HumanEval.jsonl", near_duplicates=None)
-    known = {line for line, (reason, _) in dropped.items() if reason == "in benchmark HumanEval.jsonl"}
+    summary, dropped = clean([*planted, *others], published, near_duplicates=None)
+    known = {line for line, (reason, _) in dropped.items() if reason == "in benchmark HumanEval.jsonl.gz"}
     assert known == set(range(1, len(planted) + 1))
     assert (summary["benchmarks"]["questions"], summary["benchmarks"]["known_questions"]) == (164, 163)  # two are alike

@@ -10,8 +10,10 @@ Runs are compared by hashes of 64 bits, part by part: what a part needs to know 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from tunesmith.core.errors import ConfigError, settings_named
 from tunesmith.core.records import normalised
 from tunesmith.data import similar, sketches
-from tunesmith.data.reading import files, shapes
+from tunesmith.data.reading import collect, files, readers, shapes
 from tunesmith.data.reading.values import Unusable, plain
 from tunesmith.data.traits import Finding, Hashes, Places, Ruling, Traits
 
@@ -54,13 +56,13 @@ def _read(paths: Sequence[Path]) -> Questions:
     for path in paths:
         before = len(texts)
         problem = "there is no record in it"
-        for record in files.records(path):
+        for name, record in _records(path):
             try:
                 if record.problem:
                     raise record.problem
                 notes: list[str] = []
                 texts.append(_text(shapes.prompt(plain(record.value, notes), notes)))
-                read_at.append((path.name, record.line))
+                read_at.append((name, record.line))
             except Unusable as found:
                 unreadable += 1
                 problem = f"line {record.line}: {found.reason}; {found.fix}"
@@ -71,6 +73,19 @@ def _read(paths: Sequence[Path]) -> Questions:
                 "name a file whose records have a prompt, or take it out",
             )
     return Questions(texts, read_at, unreadable)
+
+
+def _records(path: Path) -> Iterator[tuple[str, readers.Record]]:
+    """Those of a file, compressed or not, each with the name under which it is told of."""
+    with tempfile.TemporaryDirectory() as unpacked:
+        found = list(collect.collected(path, partial(files.why_not, texts=False), Path(unpacked)))
+        items = [one for one in found if isinstance(one, collect.Item)]
+        if not items:
+            skipped = collect.told(one for one in found if isinstance(one, collect.Skipped))
+            raise collect.nothing_to_read(path, skipped, files.EXAMPLES)
+        for item in items:
+            for record in files.records(item.path):
+                yield item.name, record
 
 
 def write(folder: Path, questions: Questions, cut: sketches.Banding) -> None:
