@@ -243,9 +243,9 @@ def _require_fixed_positions(model: PreTrainedModel, longest: int) -> None:
 def _require_plain_logits(model: PreTrainedModel) -> None:
     """Ours are products with the head's weight and nothing else. What a fresh model adds to them may be too little for
     the comparison of losses to show."""
-    config = model.config.get_text_config()
-    more = [f"{name} {value:g}" for name in _OF_LOGITS if (value := getattr(config, name, None)) not in (None, 1)]
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+    config = model.config.get_text_config().to_dict()
+    more = [f"{name} {config[name]:g}" for name in _OF_LOGITS if config.get(name) not in (None, 1)]
+    if "bias" in dict(model.get_output_embeddings().named_parameters()):
         more.append("a bias")
     if more:
         raise ModelError(
