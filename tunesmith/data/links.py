@@ -77,12 +77,13 @@ def _noted(rows: Sequence[Row]) -> tuple[Pairs, Pairs]:
 
 
 def _asked_before(row: Row) -> Iterator[int]:
-    words: list[str] = []
-    for message in row.prompt:
-        if message["role"] == "assistant" and words:
-            yield int(content_id(words), 16)
-        if message["role"] != "system":
-            words.append(normalised(str(message["content"])))
+    turns = [message for message in row.prompt if message["role"] != "system"]
+    if all(turn["role"] != "assistant" for turn in turns):
+        return
+    words = [normalised(str(turn["content"])) for turn in turns]
+    for i, turn in enumerate(turns):
+        if turn["role"] == "assistant" and i:
+            yield int(content_id(words[:i]), 16)
 
 
 def _joined(links: Pairs, turns: Pairs, rows: Traits) -> Links:
