@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.reading import files
+from tunesmith.data.reading import documents, files
 
 GOOD = '{"prompt": "p", "completion": "c"}'
 
@@ -29,6 +29,30 @@ def test_format_by_name_and_content(tmp_path, name, head, format):
 def test_a_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"gone.jsonl cannot be opened"):
         list(files.records(tmp_path / "gone.jsonl"))
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.docx", b"PK\x03\x04"), ("a.pdf", b"%PDF-1.4\n"), ("a.html", b"<!doctype html><p>x"), ("A.HTM", b"<p>x, y</p>"),
+    ("a.srt", b"1\n00:00:01,000 --> 00:00:02,000\nhi\n"), ("a.vtt", b"WEBVTT\n\n00:01.000 --> 00:02.000\nhi\n"),
+])  # fmt: skip
+def test_a_document_among_the_sources_is_told_where_it_belongs(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is a document, and holds no conversations") as refusal:
+        list(files.records(tmp_path / name))
+    assert "`pretrain.texts`" in refusal.value.next
+    assert "`data.grow.synthesise.questions.documents`" in refusal.value.next
+    assert files.why_not(name, texts=True) == "documents, not examples"
+
+
+def test_every_kind_of_document_is_known_as_one():
+    assert set(files.DOCUMENTS) == set(documents._WHOLE)
+
+
+def test_a_compressed_file_inside_another_is_told_so(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(DataError, match="is compressed") as refusal:
+        list(files.records(tmp_path / "a.jsonl"))
+    assert refusal.value.why.startswith("a compressed file is unpacked once")
 
 
 @pytest.mark.parametrize(("name", "content"), [
