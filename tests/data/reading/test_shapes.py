@@ -234,6 +234,19 @@ def test_tools_are_parsed(tools):
     assert read({"conversations": [HUMAN, GPT], "tools": tools}).tools == [{"name": "f"}]
 
 
+def test_openais_older_functions_are_tools():
+    called = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    function = {"name": "f", "parameters": {}}
+    record = {"messages": [P, called], "functions": [function]}
+    assert read(record).tools == [{"type": "function", "function": function}]
+    assert read({**record, "tools": [{"name": "g"}]}).tools == [{"name": "g"}]
+
+
+@pytest.mark.parametrize("functions", ["def f(): ...", ["f", "g"], [{"line": 7}], None])
+def test_a_column_of_that_name_may_be_something_else(functions):
+    assert read({"prompt": "p", "completion": "c", "functions": functions}).tools == []
+
+
 @pytest.mark.parametrize("tools", [None, "", "[]", [], {}])
 def test_no_tools(tools):
     assert read({"conversations": [HUMAN, GPT], "tools": tools}).tools == []

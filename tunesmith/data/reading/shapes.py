@@ -75,7 +75,7 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
     thread = _thread(record.get(fields.group)) if fields and fields.group else None
-    tools = tools_of(reading.tools or others.get("tools"), notes)
+    tools = tools_of(reading.tools or exchanges.tools(others), notes)
     time = seconds(record.get(fields.time)) if fields and fields.time else None
     return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time, thread)
 
