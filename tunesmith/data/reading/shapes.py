@@ -32,6 +32,12 @@ _PAIRS = (
     ("dialogue", "summary"), ("question", "output"), ("query", "output"),
 )  # fmt: skip
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
+_LABELS = ("label", "kto_tag")
+NAMES = frozenset((
+    *_CONVERSATION, *_SYSTEM, *columns.INPUT, *_PROMPTS, *(prompt for prompt, _ in _PAIRS), *_ANSWERS, *_LABELS,
+    "chosen", "rejected", "history", "tools", "functions",
+))  # fmt: skip
+"""The columns in which something is looked for."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
 
 
@@ -230,7 +236,7 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
 
 def label_of(record: Record) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
-    return next((key for key in ("label", "kto_tag") if key in record and _truth(record[key]) is not None), None)
+    return next((key for key in _LABELS if key in record and _truth(record[key]) is not None), None)
 
 
 def _refuse_bad(record: Record, label: str | None) -> None:

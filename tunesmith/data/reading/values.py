@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -26,6 +27,15 @@ class Unusable(Exception):
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(reason)
         self.reason, self.fix = reason, fix
+
+
+class Foreign(Unusable):
+    """A value that JSON cannot hold, of the kind `kind`."""
+
+    def __init__(self, kind: str, where: str = "") -> None:
+        told = f"{kind} in {where}" if where else kind
+        super().__init__("a value that JSON cannot hold", f"write the {told} as text, number, list or object")
+        self.kind = kind
 
 
 def decode(text: str) -> Any:
@@ -89,7 +99,8 @@ def repaired(text: str) -> str:
 def plain(value: Any, notes: list[str], level: int = 0) -> Any:
     """A copy of the value made of JSON's own types alone; each repair leaves a note.
 
-    Dates, as Parquet and `convert` hand them over, become text. Raises Unusable for what JSON cannot hold.
+    Dates and bytes that are UTF-8, as Parquet and `convert` hand them over, become text. Raises Unusable for what JSON
+    cannot hold.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -119,7 +130,32 @@ def plain(value: Any, notes: list[str], level: int = 0) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    raise Unusable("a value that JSON cannot hold", f"write the {type(value).__name__} as text, number, list or object")
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    raise Foreign(type(value).__name__)
+
+
+def plain_record(record: Any, used: Collection[str] | None, notes: list[str]) -> Any:
+    """As `plain`, but a column that JSON cannot hold is left out where it is not `used`, and told by its name where it
+    is: pictures and keys stand beside many texts. Without `used` it stays as it is."""
+    try:
+        return plain(record, notes)
+    except Foreign:
+        if not isinstance(record, dict):
+            raise
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        try:
+            found |= plain({name: value}, notes)
+        except Foreign as problem:
+            if used is None:
+                found[name] = value
+            elif name in used:
+                raise Foreign(problem.kind, f"`{short(name)}`") from None
+            else:
+                notes.append(f"column of {problem.kind} left out")
+    return found
 
 
 def parse(text: str, notes: list[str]) -> Any:
