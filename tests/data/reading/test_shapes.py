@@ -35,6 +35,12 @@ def turns(record, fields=None):
     ("preference", {"instruction": "p", "input": "", "output": "o", "chosen": "c", "rejected": "w"}),
     ("kto", {"messages": [P, C], "label": True}),
     ("kto", {"prompt": "p", "completion": "c", "kto_tag": "True"}),
+    ("kto", {"prompt": "p", "completion": "c", "label": 1}),
+    ("kto", {"prompt": "p", "completion": "c", "label": " 1"}),
+    ("kto", {"instruction": "p", "output": "c", "kto_tag": 1.0}),
+    ("prompt_completion", {"prompt": "p", "completion": "c", "label": 2}),
+    ("messages", {"messages": [P, C], "label": 0}),
+    ("columns", {"text": "p", "category": "c", "kto_tag": None}),
     ("prompt_completion", {"prompt": "p", "completion": "c"}),
     ("prompt_completion", {"prompt": [P], "completion": [C]}),
     ("prompt_completion", {"prompt": P, "response": C}),
@@ -128,6 +134,9 @@ def test_a_transcript_keeps_every_turn():
      "chosen and rejected are not answers"),
     ({"prompt": "p", "completion": "c", "label": False}, "answer labelled as bad"),
     ({"messages": [P, C], "label": "false"}, "answer labelled as bad"),
+    ({"prompt": "p", "completion": "c", "label": 0}, "answer labelled as bad"),
+    ({"prompt": "p", "completion": "c", "label": "0"}, "answer labelled as bad"),
+    ({"instruction": "p", "output": "c", "kto_tag": 0.0}, "answer labelled as bad"),
     ({"text": "t"}, "raw text has no answer to learn from"),
     ({"text": "t", "label": "a", "category": "b"}, "several columns could be the answer"),
     ({"prompt": "p", "response": "a", "answer": "b"}, "several columns could be the answer"),
@@ -193,6 +202,10 @@ def test_an_answer_that_is_labelled_as_bad_stays_out_where_fields_name_the_colum
         read(record, {"prompt": "ask", "answer": "tell"})
     with pytest.raises(Unusable, match="answer labelled as bad"):
         read({"talk": [HUMAN, GPT], "kto_tag": "False"}, {"messages": "talk"})
+    with pytest.raises(Unusable, match="answer labelled as bad"):
+        read({"prompt": "p", "completion": "c", "label": 0}, {"prompt": "prompt", "answer": "completion"})
+    assert turns({"prompt": "p", "completion": "c", "label": 0}, {"prompt": "prompt", "answer": "label"})[-1][1] == "0"
+    assert turns({"text": "p", "label": 0}) == [("user", "p"), ("assistant", "0")]
     assert turns({**record, "label": True}, {"prompt": "ask", "answer": "tell"}) == [("user", "p"), ("assistant", "c")]
     assert turns(record, {"prompt": "ask", "answer": "label"})[-1] == ("assistant", "false")
     assert turns({"ask": "p", "label": False}, {"prompt": "ask"})[-1] == ("assistant", "false")

@@ -146,7 +146,8 @@ def _explicit(record: Record, others: Record, fields: Fields, notes: list[str]) 
                 f"`fields.{part}` names `{short(name)}`, but this record has {named(record)}{hint}",
             )
     if fields.messages or fields.answer:
-        _refuse_bad(others, label_of(others))
+        label = label_of(record)
+        _refuse_bad(record, label if label in others else None)
     if fields.messages:
         turns = columns.turn_list(record[fields.messages], fields.messages, notes)
         asks = (
@@ -236,11 +237,11 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
 
 def label_of(record: Record) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
-    return next((key for key in _LABELS if key in record and _truth(record[key]) is not None), None)
+    return next((key for key in _LABELS if key in record and _truth(record, key) is not None), None)
 
 
 def _refuse_bad(record: Record, label: str | None) -> None:
-    if label is not None and not _truth(record[label]):
+    if label is not None and not _truth(record, label):
         raise Unusable(
             "answer labelled as bad",
             f"leave it out: where `{label}` is false, a row can train preference methods, not supervised tuning; "
@@ -248,11 +249,14 @@ def _refuse_bad(record: Record, label: str | None) -> None:
         )
 
 
-def _truth(value: Any) -> bool | None:
-    """A label's truth. In CSV it is text, and to read it as an ordinary column would let the bad answers in."""
-    if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower())
-    return value if isinstance(value, bool) else None
+def _truth(record: Record, label: str) -> bool | None:
+    """A label's truth. In CSV it is text, and to read it as an ordinary column would let the bad answers in. 0 and 1
+    may be any two classes: they say good and bad under a name that means nothing else, and beside a completion."""
+    written = compact(record[label]).strip().lower() if isinstance(record[label], str | bool | int | float) else ""
+    if written in ("true", "false"):
+        return written == "true"
+    says = label == "kto_tag" or (columns.has(record, "prompt") and columns.has(record, "completion"))
+    return {"0": False, "0.0": False, "1": True, "1.0": True}.get(written) if says else None
 
 
 def _messages(record: Record, notes: list[str]) -> Reading | None:
