@@ -151,6 +151,32 @@ def test_what_no_shape_fits(record, reason):
     assert refusal.value.reason == reason
 
 
+CAPITAL, CITIES = "Which is a capital?", ["Rome", "Milan"]
+
+
+@pytest.mark.parametrize(("options", "answer"), [
+    ({"choices": CITIES}, 0), ({"choices": CITIES}, "A"), ({"options": CITIES}, "(b)"),
+    ({"choices": json.dumps(CITIES)}, "1"), ({"options": {"A": "Rome", "B": "Milan"}}, "A"),
+    ({"choices": {"text": CITIES, "label": ["A", "B"]}}, "A"), ({"options": [{"key": "A", "value": "Rome"}]}, "A."),
+])  # fmt: skip
+def test_options_that_the_question_does_not_show_are_asked_for(options, answer):
+    assert turns({"question": CAPITAL, **options, "answer": "Rome"}) == [("user", CAPITAL), ("assistant", "Rome")]
+    for record in ({"question": CAPITAL, "answer": answer}, {"instruction": CAPITAL, "output": answer}):
+        with pytest.raises(Unusable, match="options are not in the question") as refusal:
+            read({**record, **options})
+        assert f"write the options under `{next(iter(options))}` into the question" in refusal.value.fix
+    shown = {"question": f"{CAPITAL}\nA. Rome\nB. Milan", **options, "answer": answer}
+    assert turns(shown)[-1] == ("assistant", str(answer))
+
+
+@pytest.mark.parametrize("beside", [
+    {"options": {"temperature": 0, "model": "m"}}, {"options": None}, {"choices": []}, {"options": ["1", "2"]},
+    {"choices": "A or B"}, {"choices": ["too few"]},
+])  # fmt: skip
+def test_a_number_may_be_an_answer_of_its_own(beside):
+    assert turns({"question": "1 + 1?", **beside, "answer": "2"}) == [("user", "1 + 1?"), ("assistant", "2")]
+
+
 def test_a_fix_names_the_columns_and_the_mapping():
     with pytest.raises(Unusable) as refusal:
         read({"text": "t", "mood": "good"})

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tunesmith.core.data_section import Fields
 from tunesmith.core.records import Message, content_id
+from tunesmith.data import strings
 from tunesmith.data.reading import columns, exchanges
 from tunesmith.data.reading.columns import Record
 from tunesmith.data.reading.conversation import are_turns, canonical, message, role_of, tools_of
@@ -32,10 +33,12 @@ _PAIRS = (
     ("dialogue", "summary"), ("question", "output"), ("query", "output"),
 )  # fmt: skip
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
+_OPTIONS = ("choices", "options")
+_OF_OPTION = re.compile(r"\W*(\d{1,2}|[A-Za-z])\W*")  # 1, B, (c)
 _LABELS = ("label", "kto_tag")
 NAMES = frozenset((
     *_CONVERSATION, *_SYSTEM, *columns.INPUT, *_PROMPTS, *(prompt for prompt, _ in _PAIRS), *_ANSWERS, *_LABELS,
-    "chosen", "rejected", "history", "tools", "functions",
+    *_OPTIONS, "chosen", "rejected", "history", "tools", "functions",
 ))  # fmt: skip
 """The columns in which something is looked for."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
@@ -77,6 +80,8 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     own = record.get(column) if column else None
     before = [] if own in (None, "") else _turns_of_system(own)
     messages = canonical([*before, *reading.turns], notes)
+    if reading.shape != "exchange":
+        _refuse_unshown_options(others, messages)
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
@@ -84,6 +89,33 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     tools = tools_of(reading.tools or exchanges.tools(others), notes)
     time = seconds(record.get(fields.time)) if fields and fields.time else None
     return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time, thread)
+
+
+def _refuse_unshown_options(record: Record, messages: list[Message]) -> None:
+    """Raises Unusable for an answer that is the number or letter of an option which the question does not show."""
+    name, answer = columns.first(record, _OPTIONS), messages[-1]["content"]
+    of_option = _OF_OPTION.fullmatch(answer) if name else None
+    if not name or not of_option:
+        return
+    options, told = _options(record[name]), of_option[1]
+    place = int(told) if told.isdecimal() else ord(told.lower()) - ord("a") + 1
+    asked = "\n".join(message["content"] for message in messages[:-1])
+    if answer not in options and place <= len(options) and not all(option.strip() in asked for option in options):
+        raise Unusable(
+            "options are not in the question",
+            f"write the options under `{name}` into the question with their letters, or their text as the answer: "
+            f"`{short(answer)}` alone teaches nothing",
+        )
+
+
+def _options(value: Any) -> list[str]:
+    """The texts of a question's options: of a list, of an object with one under `text`, or of one by their letters."""
+    if isinstance(value, str):
+        with suppress(Unusable):
+            value = parse(value, [])
+    if isinstance(value, dict):
+        value = value.get("text") or [text for letter, text in value.items() if len(letter) == 1]
+    return list(strings.texts(value)) if isinstance(value, list) else []
 
 
 def _others(record: Record, fields: Fields) -> Record:
