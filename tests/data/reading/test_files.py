@@ -102,6 +102,8 @@ def test_a_table_written_column_by_column_is_no_single_record(tmp_path, whole):
     {"messages": [{"role": "user", "content": "p"}], "choices": [{"message": {"role": "assistant", "content": "c"}}]},
     {"input": [{"role": "user", "content": "p"}], "output": [{"type": "message", "content": "c"}]},
     {"chosen": [{"role": "user", "content": "p"}], "rejected": [{"role": "user", "content": "p"}]},
+    {"input": {"messages": [{"role": "user", "content": "p"}]}, "preferred_output": [{"content": "c"}],
+     "non_preferred_output": [{"content": "w"}]},
     {"prompt": ["a"], "completion": ["b"]}, {"prompt": "p", "completion": ["b", "c"]}, {"prompt": {}, "completion": {}},
 ])  # fmt: skip
 def test_an_object_that_is_one_record_stays_whole(tmp_path, whole):
@@ -125,6 +127,14 @@ def test_a_csv_file_may_use_another_separator(tmp_path):
         path = tmp_path / "a.csv"
         path.write_text(f"prompt{separator}completion\np{separator}c\n")
         assert [record.value for record in files.records(path)] == [json.loads(GOOD)]
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;\r", "\ufeffsep=;"])
+def test_a_csv_file_of_excels_may_name_its_separator(tmp_path, first):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}\nprompt;completion\np, and so on, and on;c\n")
+    [record] = files.records(path)
+    assert (record.line, record.value) == (3, {"prompt": "p, and so on, and on", "completion": "c"})
 
 
 def test_parquet_rows_are_numbered_through_the_batches(tmp_path):

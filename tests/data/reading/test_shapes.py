@@ -31,6 +31,7 @@ def turns(record, fields=None):
     ("sharegpt", {"conversations": [HUMAN, {"from": "chatgpt", "value": "c", "weight": None}]}),
     ("alpaca", {"instruction": "p", "output": "c"}),
     ("alpaca", {"instruction": "p", "input": "", "output": "c", "text": "all of it"}),
+    ("alpaca", {"instruction": "p", "input": " \n", "output": "c"}),
     ("alpaca", {"instruction": "p", "context": None, "response": "c", "category": "open_qa"}),
     ("preference", {"instruction": "p", "input": "", "output": "o", "chosen": "c", "rejected": "w"}),
     ("kto", {"messages": [P, C], "label": True}),
@@ -61,6 +62,9 @@ def test_alpaca_joins_instruction_input_history_and_system():
 
 
 @pytest.mark.parametrize(("written", "seconds"), [
+    ("20260105", 1_767_571_200.0), (20260105, 1_767_571_200.0), (20261305, 20_261_305.0), (12345678, 12_345_678.0),
+    (1_767_571_200, 1_767_571_200.0), (1_767_571_200_250, 1_767_571_200.25), ("1767571200250000", 1_767_571_200.25),
+    (1_767_571_200_000_000_000, 1_767_571_200.0),
     ("1970-01-02", 86_400.0), ("1970-01-01T01:00:00+01:00", 0.0), (7, 7.0), ("7.5", 7.5), ("", None), (None, None),
 ])  # fmt: skip
 def test_a_column_may_say_when_the_answer_was_given(written, seconds):
@@ -109,10 +113,19 @@ def test_system_columns():
     {"prompt": "p", "chosen": json.dumps(GPT), "rejected": json.dumps(WORSE)},
     {"chosen": json.dumps([HUMAN, GPT]), "rejected": json.dumps([HUMAN, WORSE])},
     {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: w"},
+    {"input": {"messages": [P], "tools": [], "parallel_tool_calls": True}, "preferred_output": [C],
+     "non_preferred_output": [{"role": "assistant", "content": "w"}]},
 ])  # fmt: skip
 def test_preference_pairs(record):
     found = read(record)
     assert (found.shape, found.messages, found.rejected) == ("preference", [P, C], "w")
+
+
+def test_an_openai_preference_record_brings_its_tools():
+    pair = {"preferred_output": [C], "non_preferred_output": [C]}
+    assert read({"input": {"messages": [P], "tools": [{"name": "f"}]}, **pair}).tools == [{"name": "f"}]
+    with pytest.raises(Unusable, match="messages are not a list"):
+        read({"input": {}, **pair})
 
 
 def test_answers_that_are_json_stay_as_they_are():
@@ -142,6 +155,8 @@ def test_a_transcript_keeps_every_turn():
     ({"prompt": "p", "response": "a", "answer": "b"}, "several columns could be the answer"),
     ({"instruction": "p", "output": None}, "a needed value is null"),
     ({"messages": 5}, "messages are not a list"),
+    ({"custom_id": "1", "response": {"status_code": 200, "body": {}}, "error": None}, "response without its request"),
+    ({"custom_id": "1", "response": None, "error": {"code": 1}}, "response without its request"),
     ({}, "record is empty"),
     ([1], "record is not an object"),
 ])  # fmt: skip

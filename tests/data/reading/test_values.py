@@ -91,6 +91,8 @@ def test_a_column_that_json_cannot_hold_is_left_out_or_told_by_its_name(value, k
     ("{'a': 1}", "double quotes (column 2)"), ('{"a": 1,}', "take out the comma before column 9"),
     ('{"a": [1,]}', "take out the comma before column 10"), ('{"a": 1', "stops in the middle"),
     ('{"a": "b', "close the text that begins at column 7"), ('{"a": 1} // x', "comment at column 10"),
+    ('{"a": 1},\n', "take out the comma at column 9"), ('{"a": "b\0c"}', "the NUL bytes at column 9"),
+    ("\0\0", "the NUL bytes at column 1"), ('\ufeff{"a": 1}', "the byte order mark (U+FEFF) at column 1"),
     ('{"a": 1} {}', "on a line of its own"),
     ('{"a": "b\tc"}', "as \\n and \\t (column 9)"), ('{"a": b}', "mend column 7"), ("{\n/* */}", "line 2, column 1"),
 ])  # fmt: skip

@@ -57,8 +57,8 @@ def only(record: Record, names: Iterable[str]) -> str | None:
 
 def with_input(record: Record, name: str) -> list[Any]:
     """The prompt's turns, with the text of an `input` or `context` column on the next line."""
-    added = [compact(record[key]) for key in INPUT if key != name and has(record, key)]
-    if not any(added) or isinstance(record[name], list | dict):
+    added = [text for key in INPUT if key != name and has(record, key) and (text := compact(record[key])).strip()]
+    if not added or isinstance(record[name], list | dict):
         return turns(record[name], "user", name)
     return [{"role": "user", "content": "\n".join(filter(None, [compact(record[name]), *added]))}]
 

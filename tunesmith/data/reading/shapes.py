@@ -35,10 +35,11 @@ _PAIRS = (
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
 _OPTIONS = ("choices", "options")
 _OF_OPTION = re.compile(r"\W*(\d{1,2}|[A-Za-z])\W*")  # 1, B, (c)
+_OPENAI_PAIR = ("preferred_output", "non_preferred_output")
 _LABELS = ("label", "kto_tag")
 NAMES = frozenset((
     *_CONVERSATION, *_SYSTEM, *columns.INPUT, *_PROMPTS, *(prompt for prompt, _ in _PAIRS), *_ANSWERS, *_LABELS,
-    *_OPTIONS, "chosen", "rejected", "history", "tools", "functions",
+    *_OPTIONS, *_OPENAI_PAIR, "chosen", "rejected", "history", "tools", "functions",
 ))  # fmt: skip
 """The columns in which something is looked for."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
@@ -210,6 +211,15 @@ def _preference(record: Record, notes: list[str]) -> Reading | None:
     return _pair(_prompt(record, notes), record, "preference")
 
 
+def _openai_preference(record: Record, notes: list[str]) -> Reading | None:
+    """OpenAI's preference files: a request, and two lists of messages that may follow it."""
+    request, pair = record.get("input"), dict(zip(("chosen", "rejected"), map(record.get, _OPENAI_PAIR)))
+    if not isinstance(request, dict) or None in pair.values():
+        return None
+    asked = columns.turn_list(request.get("messages"), "messages", notes)
+    return _pair(asked, pair, "preference")._replace(tools=exchanges.tools(request))
+
+
 def _pair(prompt: list[Any] | None, record: Record, shape: str) -> Reading:
     """A preference pair: two answers to the prompt, or two whole conversations that differ in their last message."""
     chosen, rejected = (
@@ -343,12 +353,18 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
 
 
 _DETECTORS: tuple[Callable[[Record, list[str]], Reading | None], ...] = (
-    _preference, _exchange, _kto, _messages, _alpaca, _prompt_completion, _columns, _text)  # fmt: skip
+    _preference, _openai_preference, _exchange, _kto, _messages, _alpaca, _prompt_completion, _columns, _text,
+)  # fmt: skip
 
 
 def _unknown(record: Record) -> Unusable:
     if not record:
         return Unusable("record is empty", "take out the empty object")
+    if {"custom_id", "response"} <= record.keys():
+        return Unusable(
+            "response without its request",
+            "join a batch's output with its requests by `custom_id`, so that each record has `body` and `response`",
+        )
     known = (*_ANSWERS, *_PROMPTS, *_CONVERSATION)
     null = next((name for name in known if name in record and record[name] is None), None)
     if null is not None:

@@ -18,6 +18,8 @@ _LONG_NUMBER = re.compile(rf"\d{{{_LONG}}}")
 NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))  # to be taken out where digits are counted
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_LEVELS = 100  # orjson writes 254 levels and Python recurses some 1,000 deep; no real record comes near either
+_DAY = re.compile(r"(?:19|20)\d{6}")
+_FINER = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # times above the first figure have so many units in a second
 _MAX_BITS = 4096  # Python refuses to write whole numbers of more than 4,300 digits
 
 
@@ -63,6 +65,10 @@ def advice(text: str, error: json.JSONDecodeError) -> str:
     where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
     if not rest:
         return "it stops in the middle of a value: write or copy the file again, whole"
+    if rest.startswith("\0"):
+        return f"take out the NUL bytes at {where}: the file was not written whole, or is no text"
+    if rest.startswith("\ufeff"):
+        return f"take out the byte order mark (U+FEFF) at {where}: it may stand at the beginning of a file alone"
     if error.msg.startswith("Unterminated string"):
         return f"close the text that begins at {where}: a quote is missing, or the file was cut short"
     if rest.startswith("'"):
@@ -71,6 +77,8 @@ def advice(text: str, error: json.JSONDecodeError) -> str:
         return f"take out the comment at {where}: JSON has none"
     if text[: error.pos].rstrip(" \t\r\n,]}") != text[: error.pos].rstrip() and rest[0] in "]}":
         return f"take out the comma before {where}"
+    if error.msg.startswith("Extra data") and rest.rstrip() == ",":
+        return f"take out the comma at {where}: each line is a record of its own"
     if error.msg.startswith("Extra data"):
         return f"put what begins at {where} on a line of its own"
     if error.msg.startswith("Invalid control character"):
@@ -164,12 +172,16 @@ def parse(text: str, notes: list[str]) -> Any:
 
 
 def seconds(value: Any) -> float | None:
-    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too."""
+    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too. Numbers so large that
+    they would be thousands of years hence are milliseconds or microseconds, and eight digits may be a day."""
     if value in (None, ""):
         return None
+    with suppress(ValueError):
+        if _DAY.fullmatch(text := compact(value).strip()):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     with suppress(TypeError, ValueError, OverflowError):
         if math.isfinite(number := float(value)):
-            return number
+            return next((number / per_second for least, per_second in _FINER if abs(number) > least), number)
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
