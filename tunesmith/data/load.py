@@ -29,7 +29,7 @@ from tunesmith.data.reading import collect, files, readers, shapes
 from tunesmith.data.reading.convert import converter
 from tunesmith.data.reading.values import Unusable, compact, decode, plain, plain_record, repaired
 
-VERSION = 5
+VERSION = 6
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _READ = 0.5  # of the rows in which something stands in a column, have it; in fewer it stands by chance

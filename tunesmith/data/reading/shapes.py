@@ -286,8 +286,8 @@ def _refuse_bad(record: Record, label: str | None) -> None:
     if label is not None and not _truth(record, label):
         raise Unusable(
             "answer labelled as bad",
-            f"leave it out: where `{label}` is false, a row can train preference methods, not supervised tuning; "
-            "where that column says something else, name it otherwise",
+            f"leave it out: where `{label}` is {short(record[label])}, a row can train preference methods, not "
+            "supervised tuning; where that column says something else, name it otherwise",
         )
 
 
