@@ -171,7 +171,8 @@ CAPITAL, CITIES = "Which is a capital?", ["Rome", "Milan"]
 
 @pytest.mark.parametrize(("options", "answer"), [
     ({"choices": CITIES}, 0), ({"choices": CITIES}, "A"), ({"options": CITIES}, "(b)"),
-    ({"choices": json.dumps(CITIES)}, "1"), ({"options": {"A": "Rome", "B": "Milan"}}, "A"),
+    ({"choices": json.dumps(CITIES)}, "1"), ({"choices": str(CITIES)}, "1"), ({"choices": "['Rome' 'Milan']"}, "B"),
+    ({"options": {"A": "Rome", "B": "Milan"}}, "A"),
     ({"choices": {"text": CITIES, "label": ["A", "B"]}}, "A"), ({"options": [{"key": "A", "value": "Rome"}]}, "A."),
 ])  # fmt: skip
 def test_options_that_the_question_does_not_show_are_asked_for(options, answer):

@@ -35,6 +35,7 @@ _PAIRS = (
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
 _OPTIONS = ("choices", "options")
 _OF_OPTION = re.compile(r"\W*(\d{1,2}|[A-Za-z])\W*")  # 1, B, (c)
+_QUOTED = re.compile(r"""(['"])(.*?)\1""")
 _OPENAI_PAIR = ("preferred_output", "non_preferred_output")
 _LABELS = ("label", "kto_tag")
 NAMES = frozenset((
@@ -112,8 +113,10 @@ def _refuse_unshown_options(record: Record, messages: list[Message]) -> None:
 def _options(value: Any) -> list[str]:
     """The texts of a question's options: of a list, of an object with one under `text`, or of one by their letters."""
     if isinstance(value, str):
-        with suppress(Unusable):
+        try:
             value = parse(value, [])
+        except Unusable:
+            value = [text for _, text in _QUOTED.findall(value)]  # as Python and numpy write a list into a table
     if isinstance(value, dict):
         value = value.get("text") or [text for letter, text in value.items() if len(letter) == 1]
     return list(strings.texts(value)) if isinstance(value, list) else []
