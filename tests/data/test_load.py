@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from tunesmith.core import store
 from tunesmith.core.data_section import Source
@@ -282,6 +284,15 @@ def test_convert_sees_each_record_before_its_shape_is_looked_at(tmp_path):
         "no answer column",
     ]
     assert quarantine(tmp_path)[1]["record"] == '{"flat": 1}'
+
+
+def test_convert_may_make_something_of_what_json_cannot_hold(tmp_path):
+    path, code = tmp_path / "a.parquet", tmp_path / "convert.py"
+    parquet.write_table(pyarrow.table({"prompt": ["p"], "spoken": [b"\xff\xff"], "image": [b"\xfe"]}), path)
+    code.write_text("def convert(record):\n    return {**record, 'completion': len(record['spoken'])}\n")
+    loaded(tmp_path, source(path, convert=str(code)))
+    [row] = rows(tmp_path)
+    assert (row.answer, row.changes) == ("2", ["column of bytes left out"])
 
 
 def test_what_convert_does_to_a_record_changes_nothing_that_is_told_of_it(tmp_path):

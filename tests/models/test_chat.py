@@ -49,6 +49,14 @@ def test_the_mask_covers_answers_and_end_tokens_and_nothing_else(tokenizer: PreT
     assert learnt_text(tokenizer, rendered) == "Hello!<|im_end|>See you.<|im_end|>"
 
 
+def test_an_answer_that_is_marked_so_is_read_and_not_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
+    asked, answered, *more = turns("Hi.", "Hello!", "Bye.", "See you.")
+    marked = chat.render(tokenizer, [asked, {**answered, "learnt": False}, *more], [])
+    whole = chat.render(tokenizer, [asked, answered, *more], [])
+    assert (marked.ids, marked.prompt_tokens) == (whole.ids, whole.prompt_tokens)
+    assert learnt_text(tokenizer, marked) == "See you.<|im_end|>"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), min_size=1, max_size=3))
 def test_any_text_is_masked_exactly_or_refused(

@@ -31,8 +31,8 @@ class Fields(Section):
     """The column that names a conversation, thread or user: rows with one value never stand on two sides of the split,
     also where they are of different files."""
     time: str | None = None
-    """The column that says when the answer was given: a date (2026-01-31, with a time or without) or a number. What
-    `contradictions: newest` goes by."""
+    """The column that says when the answer was given: a date (2026-01-31 or 20260131, with a time or without), seconds
+    or milliseconds since 1970, or any other number. What `contradictions: newest` goes by."""
 
 
 def _one_part_each(fields: Fields) -> Fields:

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": str, ["tool_calls": [...]]}
+# {"role": "system" | "user" | "assistant" | "tool", "content": str, ["tool_calls": [...]], ["learnt": False]}
+Message = dict[str, Any]
 Split = Literal["auto", "train", "validation", "test"]
 
 _WORDS = re.compile(r"[^\W_]+")

@@ -31,7 +31,7 @@ from tunesmith.data.reading import collect
 from tunesmith.data.split import ALIKE, SIDES
 from tunesmith.models.base import Base
 
-VERSION = 3
+VERSION = 4
 
 _HELD_OUT = SIDES[1:]
 _PLACE = re.compile(r" \S.*:\d+$")  # that a note may end with

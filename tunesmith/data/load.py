@@ -27,9 +27,9 @@ from tunesmith.data import parts, strings
 from tunesmith.data.cleaning import pii
 from tunesmith.data.reading import collect, files, readers, shapes
 from tunesmith.data.reading.convert import converter
-from tunesmith.data.reading.values import Unusable, compact, decode, plain, repaired
+from tunesmith.data.reading.values import Unusable, compact, decode, plain, plain_record, repaired
 
-VERSION = 5
+VERSION = 6
 
 _SHOWN_CHARACTERS = 500  # of a quarantined record
 _READ = 0.5  # of the rows in which something stands in a column, have it; in fewer it stands by chance
@@ -235,15 +235,14 @@ def _outcomes(
     """Each record, and the row or the quarantined record that it becomes."""
     convert = converter(source.convert) if source.convert else None
     name, fields = repaired(file), source.fields if source.fields != Fields() else None
+    used = {*shapes.NAMES, *source.fields.model_dump(exclude_none=True).values()}
     for record in records:
         notes: list[str] = []
         try:
             if record.problem is not None:
                 raise record.problem
-            value = plain(record.value, notes)
-            if convert is not None:
-                value = plain(convert(value), notes)
-            found = shapes.read(value, fields, system, notes)
+            value = convert(plain_record(record.value, None, notes)) if convert else record.value
+            found = shapes.read(plain_record(value, used, notes), fields, system, notes)
         except Unusable as problem:
             yield record, Quarantined(name, record.line, problem.reason, repaired(problem.fix), _beginning(record))
         else:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tunesmith.models.base import Base
 
-VERSION = 3
+VERSION = 4
 VALIDATION_SHARE = 0.05  # of the tokens
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # instruct models call another token their end: that of a turn

@@ -1,8 +1,8 @@
 """The one renderer: training, evaluation, export and serving all turn a conversation into tokens here.
 
 A conversation is rendered with the model's own chat template and tokenised as one text. The loss mask covers, for
-each assistant turn, its content and the end token after it, and nothing else: neither the prompt, nor the template's
-headers, nor the newline that follows the end token.
+each assistant turn that is not marked as `learnt: False`, its content and the end token after it, and nothing else:
+neither the prompt, nor the template's headers, nor the newline that follows the end token.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: l
     text = _template(tokenizer, messages, tools, False)
     spans = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not message.get("learnt", True):
             continue
         start = _template(tokenizer, messages[:i], tools, True)
         turn = (text if message is messages[-1] else _template(tokenizer, messages[: i + 1], tools, False)).rstrip()

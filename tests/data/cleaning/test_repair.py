@@ -28,6 +28,7 @@ def mended(text: str) -> tuple[str, list[str]]:
     ("\ufeffhello", "hello", "byte order mark"), ("he\ufeffllo", "hello", "invisible characters"),
     ("pass\u200bword", "password", "invisible characters"), ("soft\u00adhyphen", "softhyphen", "invisible characters"),
     ("a\u202eb", "ab", "invisible characters"), ("hi\U000e0041\U000e0042", "hi", "invisible characters"),
+    ("a\u180eb", "ab", "invisible characters"),
     ("x\ufe0f", "x", "invisible characters"), ("a\u200d b", "a b", "invisible characters"),
     ("a\x00b\x07", "ab", "control characters"), ("\x1b[1;31mred\x1b[0m", "red", "control characters"),
     ("one\u2028two\x0bthree", "one\ntwo\nthree", "control characters"), ("a\x81b", "ab", "control characters"),
@@ -43,6 +44,7 @@ def test_what_is_broken_is_mended_and_named(broken, whole, kind):
     "Ｆｕｌｌ ｗｉｄｔｈ ﬁ",
     "Ångström, naïve café, SÃO PAULO, L’ÉTÉ…", "日本語のテキスト", "Привет, мир", "½ × 3 ≈ 1.5 €",
     "می\u200cخواهم", "क\u094d\u200dष", "ශ\u0dca\u200dර", "ภาษา\u200bไทย", "שלום \u200fabc",
+    "ᠬᠠᠷ\u180eᠠ", "ꦏ\ua9c0\u200dꦱ", "ᬓ\u1b44\u200cᬱ",
     "👨\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "❤\ufe0f",
     "1\ufe0f⃣", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "葛\U000e0100", "👍🏽",
 ])  # fmt: skip

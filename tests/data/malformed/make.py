@@ -324,6 +324,8 @@ TABLES = [
         "raw text has no answer to learn from",
     ),
     Case("bytes.parquet", table({"prompt": ["p"], "completion": [b"\xff"]}), 0, 1, "a value that JSON cannot hold"),
+    Case("bytes_beside.parquet", table({"prompt": ["p"], "completion": [b"c"], "image": [{"bytes": b"\xff"}]}), 1),
+    Case("bytes_in_tools.parquet", table({"prompt": ["p"], "completion": ["c"], "tools": [b"\xff"]}), 0, 1),
     Case("zero_rows.parquet", table({"prompt": pyarrow.array([], "string")}), refused="holds no records"),
     Case("corrupt_footer.parquet", table({"prompt": ["p"]})[:-6] + b"broken", refused="not a readable Parquet file"),
     Case(

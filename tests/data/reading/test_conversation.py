@@ -32,6 +32,23 @@ def test_what_stands_behind_the_last_answer_is_cut(tail, notes):
     assert found == notes
 
 
+@pytest.mark.parametrize("unlearnt", [{"weight": 0}, {"weight": 0.0}, {"learnt": False}])
+def test_an_answer_of_weight_0_is_not_learnt(unlearnt):
+    wrong, marked = {**ASSISTANT, **unlearnt}, {**ASSISTANT, "learnt": False}
+    assert canonical([USER, wrong, {**USER, "weight": 0}, {**ASSISTANT, "weight": 1}], []) == [
+        USER,
+        marked,
+        USER,
+        ASSISTANT,
+    ]
+    notes: list[str] = []
+    assert canonical([USER, ASSISTANT, USER, wrong], notes) == [USER, ASSISTANT]
+    assert notes == ["trailing assistant turn removed", "trailing user turn removed"]
+    assert message({**CALLING, **unlearnt}, []) == {**CALLING, "learnt": False}
+    with pytest.raises(Unusable, match="no answer is learnt"):
+        canonical([USER, wrong], [])
+
+
 @pytest.mark.parametrize(("turns", "reason"), [
     ([], "conversation is empty"),
     ([USER], "no assistant message"),

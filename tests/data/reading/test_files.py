@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.reading import files
+from tunesmith.data.reading import documents, files
 
 GOOD = '{"prompt": "p", "completion": "c"}'
 
@@ -29,6 +29,30 @@ def test_format_by_name_and_content(tmp_path, name, head, format):
 def test_a_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"gone.jsonl cannot be opened"):
         list(files.records(tmp_path / "gone.jsonl"))
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.docx", b"PK\x03\x04"), ("a.pdf", b"%PDF-1.4\n"), ("a.html", b"<!doctype html><p>x"), ("A.HTM", b"<p>x, y</p>"),
+    ("a.srt", b"1\n00:00:01,000 --> 00:00:02,000\nhi\n"), ("a.vtt", b"WEBVTT\n\n00:01.000 --> 00:02.000\nhi\n"),
+])  # fmt: skip
+def test_a_document_among_the_sources_is_told_where_it_belongs(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is a document, and holds no conversations") as refusal:
+        list(files.records(tmp_path / name))
+    assert "`pretrain.texts`" in refusal.value.next
+    assert "`data.grow.synthesise.questions.documents`" in refusal.value.next
+    assert files.why_not(name, texts=True) == "documents, not examples"
+
+
+def test_every_kind_of_document_is_known_as_one():
+    assert set(files.DOCUMENTS) == set(documents._WHOLE)
+
+
+def test_a_compressed_file_inside_another_is_told_so(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(DataError, match="is compressed") as refusal:
+        list(files.records(tmp_path / "a.jsonl"))
+    assert refusal.value.why.startswith("a compressed file is unpacked once")
 
 
 @pytest.mark.parametrize(("name", "content"), [
@@ -78,6 +102,8 @@ def test_a_table_written_column_by_column_is_no_single_record(tmp_path, whole):
     {"messages": [{"role": "user", "content": "p"}], "choices": [{"message": {"role": "assistant", "content": "c"}}]},
     {"input": [{"role": "user", "content": "p"}], "output": [{"type": "message", "content": "c"}]},
     {"chosen": [{"role": "user", "content": "p"}], "rejected": [{"role": "user", "content": "p"}]},
+    {"input": {"messages": [{"role": "user", "content": "p"}]}, "preferred_output": [{"content": "c"}],
+     "non_preferred_output": [{"content": "w"}]},
     {"prompt": ["a"], "completion": ["b"]}, {"prompt": "p", "completion": ["b", "c"]}, {"prompt": {}, "completion": {}},
 ])  # fmt: skip
 def test_an_object_that_is_one_record_stays_whole(tmp_path, whole):
@@ -101,6 +127,14 @@ def test_a_csv_file_may_use_another_separator(tmp_path):
         path = tmp_path / "a.csv"
         path.write_text(f"prompt{separator}completion\np{separator}c\n")
         assert [record.value for record in files.records(path)] == [json.loads(GOOD)]
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;\r", "\ufeffsep=;"])
+def test_a_csv_file_of_excels_may_name_its_separator(tmp_path, first):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}\nprompt;completion\np, and so on, and on;c\n")
+    [record] = files.records(path)
+    assert (record.line, record.value) == (3, {"prompt": "p, and so on, and on", "completion": "c"})
 
 
 def test_parquet_rows_are_numbered_through_the_batches(tmp_path):

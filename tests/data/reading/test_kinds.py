@@ -328,6 +328,15 @@ look at valves again
     assert subtitles.read(grown)[0] == "one two three"
 
 
+@pytest.mark.parametrize(("shown", "text"), [
+    ("if x < 5 and y > 3 then stop", "if x < 5 and y > 3 then stop"), ("we <3 it, 1<2>0", "we <3 it, 1<2>0"),
+    ("<v Ann Lee>so <00:00:01.400><c.loud>we</c> go", "so we go"), ("<i>so</i> <00:01.400>we </>go", "so we go"),
+    ("{\\an8}{so} <font color=#fff>we</font>", "{so} we"),
+])  # fmt: skip
+def test_only_tags_are_taken_out_of_a_cue(shown: str, text: str) -> None:
+    assert subtitles.read(f"00:00:01.000 --> 00:00:02.000\n{shown}\n")[0] == text
+
+
 def test_long_subtitles_have_lines_of_their_own_places() -> None:
     text = "".join(
         f"{i}\n00:{i // 60:02}:{i % 60:02},000 --> 00:{i // 60:02}:{i % 60:02},900\nThis is what cue {i} says.\n\n"

@@ -31,10 +31,17 @@ def turns(record, fields=None):
     ("sharegpt", {"conversations": [HUMAN, {"from": "chatgpt", "value": "c", "weight": None}]}),
     ("alpaca", {"instruction": "p", "output": "c"}),
     ("alpaca", {"instruction": "p", "input": "", "output": "c", "text": "all of it"}),
+    ("alpaca", {"instruction": "p", "input": " \n", "output": "c"}),
     ("alpaca", {"instruction": "p", "context": None, "response": "c", "category": "open_qa"}),
     ("preference", {"instruction": "p", "input": "", "output": "o", "chosen": "c", "rejected": "w"}),
     ("kto", {"messages": [P, C], "label": True}),
     ("kto", {"prompt": "p", "completion": "c", "kto_tag": "True"}),
+    ("kto", {"prompt": "p", "completion": "c", "label": 1}),
+    ("kto", {"prompt": "p", "completion": "c", "label": " 1"}),
+    ("kto", {"instruction": "p", "output": "c", "kto_tag": 1.0}),
+    ("prompt_completion", {"prompt": "p", "completion": "c", "label": 2}),
+    ("messages", {"messages": [P, C], "label": 0}),
+    ("columns", {"text": "p", "category": "c", "kto_tag": None}),
     ("prompt_completion", {"prompt": "p", "completion": "c"}),
     ("prompt_completion", {"prompt": [P], "completion": [C]}),
     ("prompt_completion", {"prompt": P, "response": C}),
@@ -55,6 +62,9 @@ def test_alpaca_joins_instruction_input_history_and_system():
 
 
 @pytest.mark.parametrize(("written", "seconds"), [
+    ("20260105", 1_767_571_200.0), (20260105, 1_767_571_200.0), (20261305, 20_261_305.0), (12345678, 12_345_678.0),
+    (1_767_571_200, 1_767_571_200.0), (1_767_571_200_250, 1_767_571_200.25), ("1767571200250000", 1_767_571_200.25),
+    (1_767_571_200_000_000_000, 1_767_571_200.0),
     ("1970-01-02", 86_400.0), ("1970-01-01T01:00:00+01:00", 0.0), (7, 7.0), ("7.5", 7.5), ("", None), (None, None),
 ])  # fmt: skip
 def test_a_column_may_say_when_the_answer_was_given(written, seconds):
@@ -103,10 +113,19 @@ def test_system_columns():
     {"prompt": "p", "chosen": json.dumps(GPT), "rejected": json.dumps(WORSE)},
     {"chosen": json.dumps([HUMAN, GPT]), "rejected": json.dumps([HUMAN, WORSE])},
     {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: w"},
+    {"input": {"messages": [P], "tools": [], "parallel_tool_calls": True}, "preferred_output": [C],
+     "non_preferred_output": [{"role": "assistant", "content": "w"}]},
 ])  # fmt: skip
 def test_preference_pairs(record):
     found = read(record)
     assert (found.shape, found.messages, found.rejected) == ("preference", [P, C], "w")
+
+
+def test_an_openai_preference_record_brings_its_tools():
+    pair = {"preferred_output": [C], "non_preferred_output": [C]}
+    assert read({"input": {"messages": [P], "tools": [{"name": "f"}]}, **pair}).tools == [{"name": "f"}]
+    with pytest.raises(Unusable, match="messages are not a list"):
+        read({"input": {}, **pair})
 
 
 def test_answers_that_are_json_stay_as_they_are():
@@ -128,11 +147,16 @@ def test_a_transcript_keeps_every_turn():
      "chosen and rejected are not answers"),
     ({"prompt": "p", "completion": "c", "label": False}, "answer labelled as bad"),
     ({"messages": [P, C], "label": "false"}, "answer labelled as bad"),
+    ({"prompt": "p", "completion": "c", "label": 0}, "answer labelled as bad"),
+    ({"prompt": "p", "completion": "c", "label": "0"}, "answer labelled as bad"),
+    ({"instruction": "p", "output": "c", "kto_tag": 0.0}, "answer labelled as bad"),
     ({"text": "t"}, "raw text has no answer to learn from"),
     ({"text": "t", "label": "a", "category": "b"}, "several columns could be the answer"),
     ({"prompt": "p", "response": "a", "answer": "b"}, "several columns could be the answer"),
     ({"instruction": "p", "output": None}, "a needed value is null"),
     ({"messages": 5}, "messages are not a list"),
+    ({"custom_id": "1", "response": {"status_code": 200, "body": {}}, "error": None}, "response without its request"),
+    ({"custom_id": "1", "response": None, "error": {"code": 1}}, "response without its request"),
     ({}, "record is empty"),
     ([1], "record is not an object"),
 ])  # fmt: skip
@@ -140,6 +164,33 @@ def test_what_no_shape_fits(record, reason):
     with pytest.raises(Unusable) as refusal:
         read(record)
     assert refusal.value.reason == reason
+
+
+CAPITAL, CITIES = "Which is a capital?", ["Rome", "Milan"]
+
+
+@pytest.mark.parametrize(("options", "answer"), [
+    ({"choices": CITIES}, 0), ({"choices": CITIES}, "A"), ({"options": CITIES}, "(b)"),
+    ({"choices": json.dumps(CITIES)}, "1"), ({"choices": str(CITIES)}, "1"), ({"choices": "['Rome' 'Milan']"}, "B"),
+    ({"options": {"A": "Rome", "B": "Milan"}}, "A"),
+    ({"choices": {"text": CITIES, "label": ["A", "B"]}}, "A"), ({"options": [{"key": "A", "value": "Rome"}]}, "A."),
+])  # fmt: skip
+def test_options_that_the_question_does_not_show_are_asked_for(options, answer):
+    assert turns({"question": CAPITAL, **options, "answer": "Rome"}) == [("user", CAPITAL), ("assistant", "Rome")]
+    for record in ({"question": CAPITAL, "answer": answer}, {"instruction": CAPITAL, "output": answer}):
+        with pytest.raises(Unusable, match="options are not in the question") as refusal:
+            read({**record, **options})
+        assert f"write the options under `{next(iter(options))}` into the question" in refusal.value.fix
+    shown = {"question": f"{CAPITAL}\nA. Rome\nB. Milan", **options, "answer": answer}
+    assert turns(shown)[-1] == ("assistant", str(answer))
+
+
+@pytest.mark.parametrize("beside", [
+    {"options": {"temperature": 0, "model": "m"}}, {"options": None}, {"choices": []}, {"options": ["1", "2"]},
+    {"choices": "A or B"}, {"choices": ["too few"]},
+])  # fmt: skip
+def test_a_number_may_be_an_answer_of_its_own(beside):
+    assert turns({"question": "1 + 1?", **beside, "answer": "2"}) == [("user", "1 + 1?"), ("assistant", "2")]
 
 
 def test_a_fix_names_the_columns_and_the_mapping():
@@ -193,6 +244,10 @@ def test_an_answer_that_is_labelled_as_bad_stays_out_where_fields_name_the_colum
         read(record, {"prompt": "ask", "answer": "tell"})
     with pytest.raises(Unusable, match="answer labelled as bad"):
         read({"talk": [HUMAN, GPT], "kto_tag": "False"}, {"messages": "talk"})
+    with pytest.raises(Unusable, match="answer labelled as bad"):
+        read({"prompt": "p", "completion": "c", "label": 0}, {"prompt": "prompt", "answer": "completion"})
+    assert turns({"prompt": "p", "completion": "c", "label": 0}, {"prompt": "prompt", "answer": "label"})[-1][1] == "0"
+    assert turns({"text": "p", "label": 0}) == [("user", "p"), ("assistant", "0")]
     assert turns({**record, "label": True}, {"prompt": "ask", "answer": "tell"}) == [("user", "p"), ("assistant", "c")]
     assert turns(record, {"prompt": "ask", "answer": "label"})[-1] == ("assistant", "false")
     assert turns({"ask": "p", "label": False}, {"prompt": "ask"})[-1] == ("assistant", "false")
@@ -232,6 +287,19 @@ def test_fields_that_a_record_cannot_follow(fields, reason):
 ])  # fmt: skip
 def test_tools_are_parsed(tools):
     assert read({"conversations": [HUMAN, GPT], "tools": tools}).tools == [{"name": "f"}]
+
+
+def test_openais_older_functions_are_tools():
+    called = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    function = {"name": "f", "parameters": {}}
+    record = {"messages": [P, called], "functions": [function]}
+    assert read(record).tools == [{"type": "function", "function": function}]
+    assert read({**record, "tools": [{"name": "g"}]}).tools == [{"name": "g"}]
+
+
+@pytest.mark.parametrize("functions", ["def f(): ...", ["f", "g"], [{"line": 7}], None])
+def test_a_column_of_that_name_may_be_something_else(functions):
+    assert read({"prompt": "p", "completion": "c", "functions": functions}).tools == []
 
 
 @pytest.mark.parametrize("tools", [None, "", "[]", [], {}])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.reading.values import Unusable, advice, compact, decode, plain, repaired
+from tunesmith.data.reading.values import Unusable, advice, compact, decode, plain, plain_record, repaired
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
@@ -53,7 +53,7 @@ def test_foreign_values():
     notes: list[str] = []
     assert plain([math.nan, -math.inf, 1.5], notes) == [None, None, 1.5]
     assert set(notes) == {"NaN or Infinity read as null"}
-    for value, reason in ((b"x", "JSON cannot hold"), ({1, 2}, "JSON cannot hold"), (10**5000, "too long")):
+    for value, reason in ((b"\xff", "JSON cannot hold"), ({1, 2}, "JSON cannot hold"), (10**5000, "too long")):
         with pytest.raises(Unusable, match=reason):
             plain(value, [])
 
@@ -69,10 +69,30 @@ def test_depth_ends_in_a_reason():
     orjson.dumps(plain(decode("[" * 100 + "]" * 100), []))
 
 
+PICTURE, DURATION = {"bytes": b"\x89PNG", "path": "a.png"}, datetime.timedelta(1)
+
+
+def test_bytes_that_are_utf_8_are_text():
+    assert plain({"prompt": "é".encode(), "parts": [b"a"]}, []) == {"prompt": "é", "parts": ["a"]}
+
+
+@pytest.mark.parametrize(("value", "kind"), [(PICTURE, "bytes"), ([PICTURE], "bytes"), (DURATION, "timedelta")])
+def test_a_column_that_json_cannot_hold_is_left_out_or_told_by_its_name(value, kind):
+    record, notes = {"prompt": "p", "shown": value}, []
+    assert plain_record(record, {"prompt"}, notes) == {"prompt": "p"}
+    assert notes == [f"column of {kind} left out"]
+    assert plain_record(record, None, []) == record
+    with pytest.raises(Unusable, match="a value that JSON cannot hold") as refusal:
+        plain_record(record, {"shown"}, [])
+    assert refusal.value.fix == f"write the {kind} in `shown` as text, number, list or object"
+
+
 @pytest.mark.parametrize(("text", "fix"), [
     ("{'a': 1}", "double quotes (column 2)"), ('{"a": 1,}', "take out the comma before column 9"),
     ('{"a": [1,]}', "take out the comma before column 10"), ('{"a": 1', "stops in the middle"),
     ('{"a": "b', "close the text that begins at column 7"), ('{"a": 1} // x', "comment at column 10"),
+    ('{"a": 1},\n', "take out the comma at column 9"), ('{"a": "b\0c"}', "the NUL bytes at column 9"),
+    ("\0\0", "the NUL bytes at column 1"), ('\ufeff{"a": 1}', "the byte order mark (U+FEFF) at column 1"),
     ('{"a": 1} {}', "on a line of its own"),
     ('{"a": "b\tc"}', "as \\n and \\t (column 9)"), ('{"a": b}', "mend column 7"), ("{\n/* */}", "line 2, column 1"),
 ])  # fmt: skip

@@ -25,7 +25,7 @@ from tunesmith.core.errors import ConfigError, settings_named
 from tunesmith.core.records import normalised
 from tunesmith.data import similar, sketches
 from tunesmith.data.reading import collect, files, readers, shapes
-from tunesmith.data.reading.values import Unusable, plain
+from tunesmith.data.reading.values import Unusable, plain_record
 from tunesmith.data.traits import Finding, Hashes, Places, Ruling, Traits
 
 LONGEST, SHORTEST = 13, 8  # words of a run that two texts share
@@ -61,7 +61,7 @@ def _read(paths: Sequence[Path]) -> Questions:
                 if record.problem:
                     raise record.problem
                 notes: list[str] = []
-                texts.append(_text(shapes.prompt(plain(record.value, notes), notes)))
+                texts.append(_text(shapes.prompt(plain_record(record.value, shapes.NAMES, notes), notes)))
                 read_at.append((name, record.line))
             except Unusable as found:
                 unreadable += 1

@@ -3,7 +3,7 @@
 Only what is broken beyond doubt is touched. Quotes stay curled or straight as they are, HTML entities and full-width
 letters stay, code in backticks stays to the last character. In a JSON text the values are repaired one by one, so that
 it stays valid and its keys stay the same. What scripts and emoji need stays: joiners in Persian, Hindi and in families
-of emoji, breaks between the words of Thai, marks of direction beside Hebrew and Arabic.
+of emoji, Mongolian's vowel separator, breaks between the words of Thai, marks of direction beside Hebrew and Arabic.
 
 Most texts are plain ASCII, of which a scan says at once that there is nothing to do.
 """
@@ -23,15 +23,19 @@ from tunesmith.data.cleaning.answers import parse_json
 
 _CONTROL_BYTES = bytes({*range(32), 127} - {*b"\t\n\r"})
 
-_JOINING = "\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ua840-\ua87f\U00010a00-\U00011fff"
+_JOINING = (
+    "\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1b00-\u1b7f\ua840-\ua87f\ua980-\ua9df\U00010a00-\U00011fff"
+)
 _UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf"  # Thai, Lao, Tibetan, Khmer, ...
+_MONGOLIAN = "\u1820-\u18aa"  # a vowel at a word's end stands apart
 _LEFTWARD = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
 _PICTURES = "\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff"
 _IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 _INVISIBLE = re.compile(
     rf"""
-    [\u00ad\u180e\u2060-\u2064\u206a-\u206f\u3164\uffa0\ufeff\ufff9-\ufffb]
+    \u180e(?<![{_MONGOLIAN}]\u180e)
+  | [\u00ad\u2060-\u2064\u206a-\u206f\u3164\uffa0\ufeff\ufff9-\ufffb]
   | \u200b(?<![{_UNSPACED}]\u200b)(?![{_UNSPACED}])
   | \u200c(?<![{_JOINING}]\u200c)
   | \u200d(?<![{_JOINING}]\u200d)(?!(?<=[{_PICTURES}\ufe0f]\u200d)[{_PICTURES}])

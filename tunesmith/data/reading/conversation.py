@@ -2,8 +2,8 @@
 
     [system]  user  assistant [tool assistant]  user  assistant ...
 
-At most one system message, first; contents are texts; the last message is the assistant's. The last answer may be
-empty: the clean stage drops and counts such rows.
+At most one system message, first; contents are texts; the last message is the assistant's, and is learnt. The last
+answer may be empty: the clean stage drops and counts such rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def canonical(turns: list[Any], notes: list[str]) -> list[Message]:
         raise Unusable("system message is not first", "move the system message to the beginning of the conversation")
     if "assistant" not in roles:
         raise Unusable("no assistant message", "add the answer to learn from as a last message of the role assistant")
-    while messages[-1]["role"] != "assistant":
+    if not any(map(_is_learnt, messages)):
+        raise Unusable("no answer is learnt", "give an answer the `weight` 1, or take the record out: all have 0")
+    while not _is_learnt(messages[-1]):
         notes.append(f"trailing {messages.pop()['role']} turn removed")
     if "user" not in roles[: len(messages)]:
         raise Unusable("no user message", "begin the conversation with a message of the role user")
@@ -53,6 +55,10 @@ def canonical(turns: list[Any], notes: list[str]) -> list[Message]:
     # Some sets repeat the system text in a column of its own: the same text once is enough.
     system = [{"role": "system", "content": "\n\n".join(filter(None, dict.fromkeys(texts)))}] if texts else []
     return system + messages
+
+
+def _is_learnt(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message.get("learnt", True))
 
 
 def role_of(turn: Any) -> str | None:
@@ -78,12 +84,19 @@ def are_turns(values: list[Any]) -> bool:
 
 
 def message(turn: Any, notes: list[str]) -> Message:
-    """One canonical message. A tool call becomes its compact JSON text, and stays a list under `tool_calls`."""
+    """One canonical message. A tool call becomes its compact JSON text, and stays a list under `tool_calls`. What is
+    said by the assistant with OpenAI's `weight` of 0 belongs to the prompt: it is marked as not `learnt`."""
     if not isinstance(turn, dict):
         raise Unusable(
             "message is not an object",
             f"write each message as an object with `role` and `content`; one is {kind(turn)}",
         )
+    found = _message(turn, notes)
+    skipped = turn.get("weight") == 0 or turn.get("learnt") is False
+    return {**found, "learnt": False} if skipped and found["role"] == "assistant" else found
+
+
+def _message(turn: dict[str, Any], notes: list[str]) -> Message:
     name = _role_name(turn)
     role = _role_named(name)
     if name is None:

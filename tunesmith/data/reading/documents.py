@@ -20,7 +20,7 @@ from typing import Any, Literal
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Quarantined
 from tunesmith.data.reading import files, html, pdf, readers, subtitles, word
-from tunesmith.data.reading.values import Unusable, named, plain, repaired
+from tunesmith.data.reading.values import Unusable, named, plain_record, repaired
 
 Form = Literal["records", "lines", "file"]
 Unit = Literal["line", "record", "page", "document"]  # what the place of a text in its file counts
@@ -143,7 +143,7 @@ def _records(path: Path, name: str) -> Iterator[Document | Quarantined]:
         try:
             if record.problem is not None:
                 raise record.problem
-            yield Document(name, record.line, _column(plain(record.value, [])).strip(), "record")
+            yield Document(name, record.line, _column(plain_record(record.value, ("text",), [])).strip(), "record")
         except Unusable as problem:
             yield _quarantined(name, record, problem)
 

@@ -56,8 +56,17 @@ def read(record: Object, notes: list[str]) -> Exchange | None:
     _refuse_failed(record, response)
     answer = _answer(response, notes)
     _refuse_unfinished({}, record.get("finish_reason"))
-    tools = request.get("tools") or [{"type": "function", "function": one} for one in request.get("functions") or []]
-    return Exchange([*_asked(request), answer], tools)
+    return Exchange([*_asked(request), answer], tools(request))
+
+
+def tools(request: Object) -> Any:
+    """The tools that a request offers, also as the functions of OpenAI's older requests."""
+    functions = request.get("functions")
+    return request.get("tools") or [
+        {"type": "function", "function": one}
+        for one in (functions if isinstance(functions, list) else [])
+        if isinstance(one, dict) and "name" in one
+    ]
 
 
 def _request(record: Object) -> Object | None:

@@ -32,6 +32,7 @@ _SUFFIXES: dict[str, Format] = {
     ".md": "text",
 }
 EXAMPLES = "JSONL, JSON, CSV, TSV or Parquet files"
+DOCUMENTS = (".html", ".htm", ".pdf", ".docx", ".srt", ".vtt")  # documents.py reads them
 
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -90,9 +91,10 @@ def holds_records(name: str) -> bool:
 def why_not(name: str, texts: bool) -> str | None:
     """Why a file of this name is not read for examples where it stands among others; None where it is. `texts`: whether
     plain text can become examples."""
-    format = _SUFFIXES.get(Path(name).suffix.lower())
+    suffix = Path(name).suffix.lower()
+    format = _SUFFIXES.get(suffix)
     if format is None:
-        return "of a kind that holds no examples"
+        return "documents, not examples" if suffix in DOCUMENTS else "of a kind that holds no examples"
     return "text has no answers" if format == "text" and not texts else None
 
 
@@ -134,7 +136,7 @@ def _is_json(text: str) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    """The beginning of the file; raises DataError for what cannot be text or Parquet."""
+    """The beginning of the file; raises DataError for what cannot be examples as text or Parquet."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -146,11 +148,17 @@ def _head(path: Path) -> bytes:
             f"its first {len(head):,} bytes are blank" if head else "the file is empty",
             "write the file again, or take it out of data.sources",
         )
+    if path.suffix.lower() in DOCUMENTS:
+        raise DataError(
+            f"{path.name} is a document, and holds no conversations",
+            "data.sources names files of examples, each with a prompt and its answer",
+            "name it under `pretrain.texts`, or under `data.grow.synthesise.questions.documents`",
+        )
     for magic, (name, command) in _COMPRESSED.items():
         if head.startswith(magic):
             raise DataError(
                 f"{path.name} is compressed ({name})",
-                "tunesmith reads plain files",
+                "a compressed file is unpacked once, and a ZIP file only where its name ends in .zip",
                 f"unpack it ({command}) and name the result in data.sources",
             )
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (not head.startswith(b"PAR1") and head.count(0) > len(head) // 4):

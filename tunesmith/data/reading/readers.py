@@ -34,8 +34,11 @@ _PARTS = {
     "input",
     "output",
     "functions",
+    "preferred_output",
+    "non_preferred_output",
 }
 _ARRAY = re.compile(r'\s*(?:\{\s*"(?P<key>[^"\\]*)"\s*:\s*)?\[')
+_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -186,9 +189,10 @@ def _line_at(text: str, at: int) -> int:
 
 
 def delimiter(head: bytes) -> str:
-    """The commonest of the usual separators in the header line."""
-    header = head.decode("utf-8-sig", "replace").lstrip().splitlines()[:1]
-    return max(",;\t|", key="".join(header).count)
+    """The one that Excel names in the first line, else the commonest of the usual separators in the header line."""
+    header = "".join(head.decode("utf-8-sig", "replace").lstrip().splitlines()[:1])
+    named = _EXCEL_SEPARATOR.fullmatch(header)
+    return named[1] if named else max(",;\t|", key=header.count)
 
 
 def of_csv(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
@@ -218,6 +222,8 @@ def of_csv(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
                 f"close the quoted text that begins in line {line}, and write a quote inside it twice: {error}",
             )
         text = "".join(seen)
+        if columns is None and _EXCEL_SEPARATOR.fullmatch(text):
+            continue
         if columns is None:
             columns = _columns(path, cells, problem) if cells or problem else None
             continue

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tunesmith.core.data_section import Fields
 from tunesmith.core.records import Message, content_id
-from tunesmith.data.reading import exchanges
+from tunesmith.data import strings
+from tunesmith.data.reading import columns, exchanges
+from tunesmith.data.reading.columns import Record
 from tunesmith.data.reading.conversation import are_turns, canonical, message, role_of, tools_of
 from tunesmith.data.reading.values import Unusable, compact, kind, named, parse, seconds, short
 
 _CONVERSATION = ("messages", "conversations", "conversation", "chat")
 _SYSTEM = ("system", "system_prompt")
-_INPUT = ("input", "context")
 _OUTPUT = ("output", "response", "answer", "completion")
 _COMPLETION = ("completion", "response", "answer", "output", "chosen")
 _PROMPTS = ("instruction", "prompt", "question", "query", "input", "text", "message", "user")
@@ -32,9 +33,17 @@ _PAIRS = (
     ("dialogue", "summary"), ("question", "output"), ("query", "output"),
 )  # fmt: skip
 _ANSWERS = tuple(dict.fromkeys((*_COMPLETION, *(answer for _, answer in _PAIRS))))
+_OPTIONS = ("choices", "options")
+_OF_OPTION = re.compile(r"\W*(\d{1,2}|[A-Za-z])\W*")  # 1, B, (c)
+_QUOTED = re.compile(r"""(['"])(.*?)\1""")
+_OPENAI_PAIR = ("preferred_output", "non_preferred_output")
+_LABELS = ("label", "kto_tag")
+NAMES = frozenset((
+    *_CONVERSATION, *_SYSTEM, *columns.INPUT, *_PROMPTS, *(prompt for prompt, _ in _PAIRS), *_ANSWERS, *_LABELS,
+    *_OPTIONS, *_OPENAI_PAIR, "chosen", "rejected", "history", "tools", "functions",
+))  # fmt: skip
+"""The columns in which something is looked for."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
-
-Record = dict[str, Any]
 
 
 class Reading(NamedTuple):
@@ -69,17 +78,48 @@ def read(record: Any, fields: Fields | None, system: str | None, notes: list[str
     notes = list(notes)
     others = _others(record, fields) if fields else record
     reading = _explicit(record, others, fields, notes) if fields else recognise(record, notes)
-    column = (fields and fields.system) or _first(others, _SYSTEM)
+    column = (fields and fields.system) or columns.first(others, _SYSTEM)
     own = record.get(column) if column else None
     before = [] if own in (None, "") else _turns_of_system(own)
     messages = canonical([*before, *reading.turns], notes)
+    if reading.shape != "exchange":
+        _refuse_unshown_options(others, messages)
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     rejected = None if reading.rejected is None else _worse_answer(reading, notes)
     thread = _thread(record.get(fields.group)) if fields and fields.group else None
-    tools = tools_of(reading.tools or others.get("tools"), notes)
+    tools = tools_of(reading.tools or exchanges.tools(others), notes)
     time = seconds(record.get(fields.time)) if fields and fields.time else None
     return Conversation(reading.shape, messages, tools, rejected, sorted(set(notes)), time, thread)
+
+
+def _refuse_unshown_options(record: Record, messages: list[Message]) -> None:
+    """Raises Unusable for an answer that is the number or letter of an option which the question does not show."""
+    name, answer = columns.first(record, _OPTIONS), messages[-1]["content"]
+    of_option = _OF_OPTION.fullmatch(answer) if name else None
+    if not name or not of_option:
+        return
+    options, told = _options(record[name]), of_option[1]
+    place = int(told) if told.isdecimal() else ord(told.lower()) - ord("a") + 1
+    asked = "\n".join(message["content"] for message in messages[:-1])
+    if answer not in options and place <= len(options) and not all(option.strip() in asked for option in options):
+        raise Unusable(
+            "options are not in the question",
+            f"write the options under `{name}` into the question with their letters, or their text as the answer: "
+            f"`{short(answer)}` alone teaches nothing",
+        )
+
+
+def _options(value: Any) -> list[str]:
+    """The texts of a question's options: of a list, of an object with one under `text`, or of one by their letters."""
+    if isinstance(value, str):
+        try:
+            value = parse(value, [])
+        except Unusable:
+            value = [text for _, text in _QUOTED.findall(value)]  # as Python and numpy write a list into a table
+    if isinstance(value, dict):
+        value = value.get("text") or [text for letter, text in value.items() if len(letter) == 1]
+    return list(strings.texts(value)) if isinstance(value, list) else []
 
 
 def _others(record: Record, fields: Fields) -> Record:
@@ -142,36 +182,51 @@ def _explicit(record: Record, others: Record, fields: Fields, notes: list[str]) 
                 f"`fields.{part}` names `{short(name)}`, but this record has {named(record)}{hint}",
             )
     if fields.messages or fields.answer:
-        _refuse_bad(others, label_of(others))
+        label = label_of(record)
+        _refuse_bad(record, label if label in others else None)
     if fields.messages:
-        turns = _turn_list(record[fields.messages], fields.messages, notes)
-        asks = bool(turns) and role_of(turns[-1]) == "user" and _has(others, "chosen") and _has(others, "rejected")
+        turns = columns.turn_list(record[fields.messages], fields.messages, notes)
+        asks = (
+            bool(turns)
+            and role_of(turns[-1]) == "user"
+            and columns.has(others, "chosen")
+            and columns.has(others, "rejected")
+        )
         return _pair(turns, others, "fields") if asks else Reading("fields", turns)
     if not fields.prompt and not fields.answer:
         return recognise(others, notes)
-    prompt = _turns(record[fields.prompt], "user", fields.prompt) if fields.prompt else _prompt(others, notes)
+    prompt = columns.turns(record[fields.prompt], "user", fields.prompt) if fields.prompt else _prompt(others, notes)
     if prompt is None:
         raise Unusable("no prompt column", f"name the prompt's column as `fields.prompt`; there is {named(others)}")
     if fields.answer:
-        return Reading("fields", prompt + _turns(record[fields.answer], "assistant", fields.answer))
-    if _has(others, "chosen") and _has(others, "rejected"):
+        return Reading("fields", prompt + columns.turns(record[fields.answer], "assistant", fields.answer))
+    if columns.has(others, "chosen") and columns.has(others, "rejected"):
         return _pair(prompt, others, "fields")
-    answer = _only(others, _ANSWERS)
+    answer = columns.only(others, _ANSWERS)
     if answer is None:
         raise Unusable("no answer column", f"name the answer's column as `fields.answer`; there is {named(others)}")
-    return Reading("fields", prompt + _turns(others[answer], "assistant", answer))
+    return Reading("fields", prompt + columns.turns(others[answer], "assistant", answer))
 
 
 def _preference(record: Record, notes: list[str]) -> Reading | None:
-    if not (_has(record, "chosen") and _has(record, "rejected")):
+    if not (columns.has(record, "chosen") and columns.has(record, "rejected")):
         return None
     return _pair(_prompt(record, notes), record, "preference")
+
+
+def _openai_preference(record: Record, notes: list[str]) -> Reading | None:
+    """OpenAI's preference files: a request, and two lists of messages that may follow it."""
+    request, pair = record.get("input"), dict(zip(("chosen", "rejected"), map(record.get, _OPENAI_PAIR)))
+    if not isinstance(request, dict) or None in pair.values():
+        return None
+    asked = columns.turn_list(request.get("messages"), "messages", notes)
+    return _pair(asked, pair, "preference")._replace(tools=exchanges.tools(request))
 
 
 def _pair(prompt: list[Any] | None, record: Record, shape: str) -> Reading:
     """A preference pair: two answers to the prompt, or two whole conversations that differ in their last message."""
     chosen, rejected = (
-        _transcript(_turns(_from_text(record[key]), "assistant", key)) for key in ("chosen", "rejected")
+        _transcript(columns.turns(_from_text(record[key]), "assistant", key)) for key in ("chosen", "rejected")
     )
     if chosen[:-1] != rejected[:-1]:
         raise Unusable(
@@ -227,62 +282,51 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
 
 def label_of(record: Record) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
-    return next((key for key in ("label", "kto_tag") if key in record and _truth(record[key]) is not None), None)
+    return next((key for key in _LABELS if key in record and _truth(record, key) is not None), None)
 
 
 def _refuse_bad(record: Record, label: str | None) -> None:
-    if label is not None and not _truth(record[label]):
+    if label is not None and not _truth(record, label):
         raise Unusable(
             "answer labelled as bad",
-            f"leave it out: where `{label}` is false, a row can train preference methods, not supervised tuning; "
-            "where that column says something else, name it otherwise",
+            f"leave it out: where `{label}` is {short(record[label])}, a row can train preference methods, not "
+            "supervised tuning; where that column says something else, name it otherwise",
         )
 
 
-def _truth(value: Any) -> bool | None:
-    """A label's truth. In CSV it is text, and to read it as an ordinary column would let the bad answers in."""
-    if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower())
-    return value if isinstance(value, bool) else None
+def _truth(record: Record, label: str) -> bool | None:
+    """A label's truth. In CSV it is text, and to read it as an ordinary column would let the bad answers in. 0 and 1
+    may be any two classes: they say good and bad under a name that means nothing else, and beside a completion."""
+    written = compact(record[label]).strip().lower() if isinstance(record[label], str | bool | int | float) else ""
+    if written in ("true", "false"):
+        return written == "true"
+    says = label == "kto_tag" or (columns.has(record, "prompt") and columns.has(record, "completion"))
+    return {"0": False, "0.0": False, "1": True, "1.0": True}.get(written) if says else None
 
 
 def _messages(record: Record, notes: list[str]) -> Reading | None:
-    key = _first(record, _CONVERSATION)
+    key = columns.first(record, _CONVERSATION)
     if key is None:
         return None
-    turns = _turn_list(record[key], key, notes)
+    turns = columns.turn_list(record[key], key, notes)
     sharegpt = any(isinstance(turn, dict) and "from" in turn and "role" not in turn for turn in turns)
     return Reading("sharegpt" if sharegpt else "messages", turns)
 
 
 def _alpaca(record: Record, notes: list[str]) -> Reading | None:
-    output = _only(record, _OUTPUT) if _has(record, "instruction") else None
+    output = columns.only(record, _OUTPUT) if columns.has(record, "instruction") else None
     if output is None:
         return None
-    asked = [*_history(record, notes), *_with_input(record, "instruction")]
-    return Reading("alpaca", asked + _turns(record[output], "assistant", output))
-
-
-def _history(record: Record, notes: list[str]) -> list[Any]:
-    """Alpaca's earlier rounds: pairs of what was asked and answered."""
-    history = record.get("history") or []
-    if isinstance(history, str):
-        history = parse(history, notes)
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise Unusable("history is not a list of pairs", "write `history` as [[question, answer], ...]")
-    return [
-        turn
-        for asked, answered in history
-        for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
-    ]
+    asked = [*columns.history(record, notes), *columns.with_input(record, "instruction")]
+    return Reading("alpaca", asked + columns.turns(record[output], "assistant", output))
 
 
 def _prompt_completion(record: Record, notes: list[str]) -> Reading | None:
-    answer = _only(record, _COMPLETION) if _has(record, "prompt") else None
+    answer = columns.only(record, _COMPLETION) if columns.has(record, "prompt") else None
     if answer is None:
         return None
-    turns = _turns(record[answer], "assistant", answer)
-    prompt = [] if _is_whole(turns) else _history(record, notes) + _with_input(record, "prompt")
+    turns = columns.turns(record[answer], "assistant", answer)
+    prompt = [] if _is_whole(turns) else columns.history(record, notes) + columns.with_input(record, "prompt")
     return Reading("prompt_completion", prompt + turns)
 
 
@@ -299,7 +343,7 @@ def _columns(record: Record, notes: list[str]) -> Reading | None:
     if not pairs:
         return None
     prompt, answer = pairs[0]
-    return Reading("columns", _with_input(record, prompt) + _turns(record[answer], "assistant", answer))
+    return Reading("columns", columns.with_input(record, prompt) + columns.turns(record[answer], "assistant", answer))
 
 
 def _text(record: Record, notes: list[str]) -> Reading | None:
@@ -312,16 +356,22 @@ def _text(record: Record, notes: list[str]) -> Reading | None:
 
 
 _DETECTORS: tuple[Callable[[Record, list[str]], Reading | None], ...] = (
-    _preference, _exchange, _kto, _messages, _alpaca, _prompt_completion, _columns, _text)  # fmt: skip
+    _preference, _openai_preference, _exchange, _kto, _messages, _alpaca, _prompt_completion, _columns, _text,
+)  # fmt: skip
 
 
 def _unknown(record: Record) -> Unusable:
     if not record:
         return Unusable("record is empty", "take out the empty object")
+    if {"custom_id", "response"} <= record.keys():
+        return Unusable(
+            "response without its request",
+            "join a batch's output with its requests by `custom_id`, so that each record has `body` and `response`",
+        )
     known = (*_ANSWERS, *_PROMPTS, *_CONVERSATION)
     null = next((name for name in known if name in record and record[name] is None), None)
     if null is not None:
-        return _null(null)
+        return columns.null(null)
     prompt = next((name for name in _PROMPTS if name in record), None)
     if prompt is not None:
         return Unusable(
@@ -336,65 +386,10 @@ def _unknown(record: Record) -> Unusable:
     )
 
 
-def _null(name: str) -> Unusable:
-    return Unusable("a needed value is null", f"write a value for `{short(name)}`, or take the record out")
-
-
-def _has(record: Record, name: str) -> bool:
-    """Parquet and CSV give every record every column: one that is null is not there."""
-    return record.get(name) is not None
-
-
-def _first(record: Record, names: Iterable[str]) -> str | None:
-    """The first of these columns that the record has (`_has`, written out: it is asked of every record)."""
-    for name in names:
-        if record.get(name) is not None:
-            return name
-    return None
-
-
-def _only(record: Record, names: Iterable[str]) -> str | None:
-    """The one of these columns that the record has; raises Unusable where several could be meant."""
-    found = [name for name in names if record.get(name) is not None]
-    if len(found) > 1:
-        raise Unusable(
-            "several columns could be the answer",
-            f"say in the project file which of {named(found)} counts: `fields: {{answer: {found[0]}}}`",
-        )
-    return found[0] if found else None
-
-
 def _prompt(record: Record, notes: list[str]) -> list[Any] | None:
     """The prompt's turns, found by the usual names."""
     conversation = _messages({key: value for key, value in record.items() if key in _CONVERSATION}, notes)
     if conversation is not None:
         return conversation.turns
-    name = _first(record, _PROMPTS)
-    return None if name is None else _history(record, notes) + _with_input(record, name)
-
-
-def _with_input(record: Record, name: str) -> list[Any]:
-    """The prompt's turns, with the text of an `input` or `context` column on the next line."""
-    added = [compact(record[key]) for key in _INPUT if key != name and _has(record, key)]
-    if not any(added) or isinstance(record[name], list | dict):
-        return _turns(record[name], "user", name)
-    return [{"role": "user", "content": "\n".join(filter(None, [compact(record[name]), *added]))}]
-
-
-def _turns(value: Any, role: str, column: str) -> list[Any]:
-    """A column as turns: a list of messages, one message, or any other value as the text of one turn."""
-    if value is None:
-        raise _null(column)
-    turns = value if isinstance(value, list) else [value]
-    return turns if not isinstance(value, str) and are_turns(turns) else [{"role": role, "content": compact(value)}]
-
-
-def _turn_list(value: Any, column: str, notes: list[str]) -> list[Any]:
-    if isinstance(value, str):
-        try:
-            value = parse(value, notes)
-        except Unusable as problem:
-            raise Unusable("messages are not a list", f"write `{column}` as a JSON list: {problem.fix}") from None
-    if not isinstance(value, list):
-        raise Unusable("messages are not a list", f"write `{column}` as a list; it is {kind(value)}")
-    return value
+    name = columns.first(record, _PROMPTS)
+    return None if name is None else columns.history(record, notes) + columns.with_input(record, name)

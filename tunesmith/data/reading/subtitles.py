@@ -15,7 +15,8 @@ from tunesmith.data.reading.values import Unusable
 
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
 _TIMES = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")
-_TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+# <i>, </v>, <c.loud>, <00:01.500> and {\an8}; what stands between other brackets is said.
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|</>|<(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}>|\{\\[^{}]*\}")
 _ROLLS_SECONDS = 0.3  # a cue that comes so soon after the one before may show its lines again
 _PAUSE_SECONDS = 3.0  # after a longer one, a new paragraph begins
 _LINE_WORDS = 60  # after so many, a new line begins where a sentence ends, or later where none does

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -17,6 +18,8 @@ _LONG_NUMBER = re.compile(rf"\d{{{_LONG}}}")
 NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))  # to be taken out where digits are counted
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_LEVELS = 100  # orjson writes 254 levels and Python recurses some 1,000 deep; no real record comes near either
+_DAY = re.compile(r"(?:19|20)\d{6}")
+_FINER = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # times above the first figure have so many units in a second
 _MAX_BITS = 4096  # Python refuses to write whole numbers of more than 4,300 digits
 
 
@@ -26,6 +29,15 @@ class Unusable(Exception):
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(reason)
         self.reason, self.fix = reason, fix
+
+
+class Foreign(Unusable):
+    """A value that JSON cannot hold, of the kind `kind`."""
+
+    def __init__(self, kind: str, where: str = "") -> None:
+        told = f"{kind} in {where}" if where else kind
+        super().__init__("a value that JSON cannot hold", f"write the {told} as text, number, list or object")
+        self.kind = kind
 
 
 def decode(text: str) -> Any:
@@ -53,6 +65,10 @@ def advice(text: str, error: json.JSONDecodeError) -> str:
     where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
     if not rest:
         return "it stops in the middle of a value: write or copy the file again, whole"
+    if rest.startswith("\0"):
+        return f"take out the NUL bytes at {where}: the file was not written whole, or is no text"
+    if rest.startswith("\ufeff"):
+        return f"take out the byte order mark (U+FEFF) at {where}: it may stand at the beginning of a file alone"
     if error.msg.startswith("Unterminated string"):
         return f"close the text that begins at {where}: a quote is missing, or the file was cut short"
     if rest.startswith("'"):
@@ -61,6 +77,8 @@ def advice(text: str, error: json.JSONDecodeError) -> str:
         return f"take out the comment at {where}: JSON has none"
     if text[: error.pos].rstrip(" \t\r\n,]}") != text[: error.pos].rstrip() and rest[0] in "]}":
         return f"take out the comma before {where}"
+    if error.msg.startswith("Extra data") and rest.rstrip() == ",":
+        return f"take out the comma at {where}: each line is a record of its own"
     if error.msg.startswith("Extra data"):
         return f"put what begins at {where} on a line of its own"
     if error.msg.startswith("Invalid control character"):
@@ -89,7 +107,8 @@ def repaired(text: str) -> str:
 def plain(value: Any, notes: list[str], level: int = 0) -> Any:
     """A copy of the value made of JSON's own types alone; each repair leaves a note.
 
-    Dates, as Parquet and `convert` hand them over, become text. Raises Unusable for what JSON cannot hold.
+    Dates and bytes that are UTF-8, as Parquet and `convert` hand them over, become text. Raises Unusable for what JSON
+    cannot hold.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -119,7 +138,32 @@ def plain(value: Any, notes: list[str], level: int = 0) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    raise Unusable("a value that JSON cannot hold", f"write the {type(value).__name__} as text, number, list or object")
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    raise Foreign(type(value).__name__)
+
+
+def plain_record(record: Any, used: Collection[str] | None, notes: list[str]) -> Any:
+    """As `plain`, but a column that JSON cannot hold is left out where it is not `used`, and told by its name where it
+    is: pictures and keys stand beside many texts. Without `used` it stays as it is."""
+    try:
+        return plain(record, notes)
+    except Foreign:
+        if not isinstance(record, dict):
+            raise
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        try:
+            found |= plain({name: value}, notes)
+        except Foreign as problem:
+            if used is None:
+                found[name] = value
+            elif name in used:
+                raise Foreign(problem.kind, f"`{short(name)}`") from None
+            else:
+                notes.append(f"column of {problem.kind} left out")
+    return found
 
 
 def parse(text: str, notes: list[str]) -> Any:
@@ -128,12 +172,16 @@ def parse(text: str, notes: list[str]) -> Any:
 
 
 def seconds(value: Any) -> float | None:
-    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too."""
+    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too. Numbers so large that
+    they would be thousands of years hence are milliseconds or microseconds, and eight digits may be a day."""
     if value in (None, ""):
         return None
+    with suppress(ValueError):
+        if _DAY.fullmatch(text := compact(value).strip()):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     with suppress(TypeError, ValueError, OverflowError):
         if math.isfinite(number := float(value)):
-            return number
+            return next((number / per_second for least, per_second in _FINER if abs(number) > least), number)
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
