@@ -32,17 +32,21 @@ FindAll = Callable[[str], list[Find]]
 _NO_MARK = bytes(set(range(256)) - set(b"0123456789@!$%*+#^~=:_"))
 _BEGINNINGS = (
     *("AKIA", "ASIA", "AIza", "GOCSPX-", "ya29.", "SG.", "dapi", "sk-", "xai-", "glpat-", "pypi-AgE", "xapp-"),
-    *("xoxa-", "xoxb-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-"),
+    *("xox", "sq0", ":AA", "hooks.slack.com/"),
 )
+_COMMON = ("AC", "SK", "key-")  # stand in many texts
 _UNDERSCORED = (
     *("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "_pat_", "k_live_", "k_test_", "whsec_", "hf_", "npm_", "gsk_", "r8_"),
     *("sbp_", "_api_", "_v1_", "shpat_", "shpca_", "shppa_", "shpss_"),
 )
 _TOKENS = ("secret", "token", "key", "credential", "bearer", "basic")
 
+_ODD = re.compile("[\u00a0\u1680\u2000-\u200a\u2010-\u2013\u202f\u205f\u3000]")  # spaces and dashes beside ASCII's
+
 # Where a number of each group may stand, found at the speed of a scan, and how far the whole reaches around it.
 _RUN = re.compile(r"\d(?:[ ()+./-]{0,3}\d){6}", re.ASCII)
 _ESCAPED = re.compile(r"\\(?:[bfnrt]|u[\da-fA-F]{4}|\\)")  # of JSON: what stands behind begins a word
+_DRAWN = re.compile(r"(?:AC|SK|key-)[a-z\d]{12}", re.ASCII)
 _CODED = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)[ -]?[A-Za-z\d]{4}", re.ASCII)
 _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
@@ -97,12 +101,18 @@ def _found(text: str) -> tuple[Find, ...]:
     if "\\" in text:
         text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else "\n" * len(match[0]), text)
     marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
-    for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
+    if marks and not text.isascii():
+        text = _ODD.sub(lambda match: " " if match[0].isspace() else "-", text)
+    for recogniser, start, stop in _worth_trying(text, marks) if marks or _needs_no_mark(text) else ():
         for match in recogniser.shape.finditer(text, start, stop):
             value = match["value"]
             if value and recogniser.is_genuine(value):
                 _enter(found, (recogniser.kind, *match.span("value")))
     return tuple(found)
+
+
+def _needs_no_mark(text: str) -> bool:
+    return "[at]" in text or "(at)" in text or "PRIVATE KEY-" in text
 
 
 _found_once = lru_cache(maxsize=1024)(_found)
@@ -139,7 +149,11 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
             yield from _tried(recognisers.TOKENS, _around(lower, _TOKEN, 16, 540))
     if b"@" in marks:
         yield from _tried(recognisers.ADDRESSES, everywhere)
+    if "[at]" in text or "(at)" in text:
+        yield from _tried(recognisers.SPELT_OUT, everywhere)
     if digits >= 7:
+        if _has_any(text, _COMMON):
+            yield from _tried(recognisers.PREFIXED, _around(text, _DRAWN, 0, 24))
         yield from _tried(recognisers.IBANS, _around(text, _CODED, 2, 48))
         yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
     if digits >= 4:
