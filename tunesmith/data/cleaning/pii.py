@@ -34,7 +34,6 @@ _BEGINNINGS = (
     *("AKIA", "ASIA", "AIza", "GOCSPX-", "ya29.", "SG.", "dapi", "sk-", "xai-", "glpat-", "pypi-AgE", "xapp-"),
     *("xox", "sq0", ":AA", "hooks.slack.com/"),
 )
-_COMMON = ("AC", "SK", "key-")  # stand in many texts
 _UNDERSCORED = (
     *("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "_pat_", "k_live_", "k_test_", "whsec_", "hf_", "npm_", "gsk_", "r8_"),
     *("sbp_", "_api_", "_v1_", "shpat_", "shpca_", "shppa_", "shpss_"),
@@ -46,7 +45,7 @@ _ODD = re.compile("[\u00a0\u1680\u2000-\u200a\u2010-\u2013\u202f\u205f\u3000]") 
 # Where a number of each group may stand, found at the speed of a scan, and how far the whole reaches around it.
 _RUN = re.compile(r"\d(?:[ ()+./-]{0,3}\d){6}", re.ASCII)
 _ESCAPED = re.compile(r"\\(?:[bfnrt]|u[\da-fA-F]{4}|\\)")  # of JSON: what stands behind begins a word
-_DRAWN = re.compile(r"(?:AC|SK|key-)[a-z\d]{12}", re.ASCII)
+_DRAWN = {begin: re.compile(begin + r"[a-z\d]{12}", re.ASCII) for begin in ("AC", "SK", "key-")}  # common beginnings
 _CODED = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)[ -]?[A-Za-z\d]{4}", re.ASCII)
 _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
@@ -152,8 +151,9 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
     if "[at]" in text or "(at)" in text:
         yield from _tried(recognisers.SPELT_OUT, everywhere)
     if digits >= 7:
-        if _has_any(text, _COMMON):
-            yield from _tried(recognisers.PREFIXED, _around(text, _DRAWN, 0, 24))
+        for begin, sign in _DRAWN.items():
+            if begin in text:
+                yield from _tried(recognisers.PREFIXED, _around(text, sign, 0, 24))
         yield from _tried(recognisers.IBANS, _around(text, _CODED, 2, 48))
         yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
     if digits >= 4:
