@@ -190,6 +190,39 @@ def test_one_value_has_one_placeholder_throughout_the_conversation():
     assert kept.row.changes == ["replaced: email", "replaced: phone"]
 
 
+@pytest.mark.parametrize(("told", "again"), [
+    ("call (415) 555-2671", "4155552671"), ("call (415) 555-2671", "+14155552671"),
+    ("call (415) 555-2671", "14155552671"),
+    ("call +1 415 555 2671", "4155552671"), ("call +1 415 555 2671", "(415) 555-2671"), ("tel. 555 1234", "5551234"),
+    ("call 020 7946 0958", "+44 20 7946 0958"), ("call +44 20 7946 0958", "020 7946 0958"),
+    ("call 0033 1 42 68 53 00", "+33\u00a01\u00a042\u00a068\u00a053\u00a000"),
+    ("call +46 (0)8 928 571 38", "08 928 571 38"),
+    ("SSN 514-69-0360", "514690360"), ("SSN 514690360", "514 69 0360"), ("SSN 514-69-0360", "514–69–0360"),
+    ("4111 1111 1111 1111", "4111/1111/1111/1111"), ("4111 1111 1111 1111", "4111\u00a01111\u00a01111\u00a01111"),
+    ("DE89370400440532013000", "de 89 3704 0044 0532 0130 00"),
+])  # fmt: skip
+def test_a_number_has_one_placeholder_however_it_is_written(told, again):
+    [kept] = personal_data([row(told, f"It is {again}, yes: \u00a0({again})")], "replace")
+    [placeholder] = re.findall(r"\[\w+_1\]", kept.row.messages[0]["content"])
+    assert kept.row.messages[1]["content"] == f"It is {placeholder}, yes: \u00a0({placeholder})"
+
+
+@pytest.mark.parametrize("other", [
+    "1.4155552671", "4155552671.5", "x4155552671", "4155552672", "994155552671234", "415555267",
+    "4, 1, 5, 5, 5, 5, 2, 6, 7, 1",
+])  # fmt: skip
+def test_another_number_that_holds_its_digits_stays(other):
+    [kept] = personal_data([row("call (415) 555-2671", f"It is {other} here")], "replace")
+    assert kept.row.messages[1]["content"] == f"It is {other} here"
+
+
+def test_a_surrogate_stands_in_the_layout_of_each_place():
+    texts = ["card 4532 0151 1283 0366, call (415) 555-2671", '{"card": 4532015112830366, "phone": 4155552671}']
+    [kept] = personal_data([row(*texts)], "surrogate")
+    assert kept.row.messages[0]["content"] == "card 4000 0000 0000 0010, call (415) 555-0101"
+    assert json.loads(kept.row.answer) == {"card": 4000000000000010, "phone": 4155550101}
+
+
 def test_placeholders_that_stand_there_already_are_not_given_again():
     [kept] = personal_data([row("[EMAIL_1] wrote to a@x.com", "fine")], "replace")
     assert kept.row.messages[0]["content"] == "[EMAIL_1] wrote to [EMAIL_2]"

@@ -253,14 +253,15 @@ def _replaced(
 ) -> Row:
     """The row with another value for each that was found, wherever it stands: the same for the same, and none that the
     row held before."""
-    held = "\n".join(strings.of_row(row)).casefold()
+    held = "\n".join(strings.of_row(row))
     taken = {surrogates.same(kind, value) for value, kind in values.items()}
-    long = sorted((value for value in values if len(value) >= _TELLING), key=len, reverse=True)
-    again = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, long)) or '(?!)'})(?!\w)")
+    again = _recurring(values, held)
+    held = held.casefold()
     given: dict[tuple[str, str], str] = {}
 
     def new_value(kind: str, value: str) -> str:
         known = surrogates.same(kind, value)
+        known = next((one for one in given if surrogates.are_one(one, known)), known)
         if known not in given:
             for number in count(1 + sum(of_kind == known[0] for of_kind, _ in given)):
                 new = stand_in(kind, value, number)
@@ -268,12 +269,14 @@ def _replaced(
                     break
             taken.add(surrogates.same(kind, new))
             given[known] = new
-        return given[known]
+        return surrogates.laid_out(kind, value, given[known])
 
     def cleaned(text: str) -> str:
         found = find_all(text)
         for match in again.finditer(text):
-            _enter(found, (values[match[0]], *match.span()))
+            start, stop = match.span()
+            found = [one for one in found if one[1] < start or one[2] > stop or one[1:] == (start, stop)]
+            _enter(found, (match.lastgroup or values[match[0]], start, stop))
         parts, end = [], 0
         for kind, start, stop in found:
             parts += [text[end:start], new_value(kind, text[start:stop])]
@@ -281,6 +284,26 @@ def _replaced(
         return "".join([*parts, text[end:]])
 
     return strings.changed(row, cleaned)
+
+
+def _recurring(values: dict[str, str], held: str) -> re.Pattern[str]:
+    """A pattern for the values wherever they stand, and for numbers in other layouts, in a group of their kind's name;
+    most rows hold none, and to compile it takes long."""
+    long = sorted((value for value in values if len(value) >= _TELLING), key=len, reverse=True)
+    groups = []
+    for kind in surrogates.NUMBERS:
+        of_kind = [value for value in long if values[value] == kind]
+        rest = surrogates.squeezed(re.sub(_literal(of_kind), "|", held)) if of_kind else ""
+        forms = {surrogates.writings(kind, value, rest) for value in of_kind} - {""}
+        groups += [f"(?P<{kind}>{'|'.join(sorted(forms))})"] if forms else []
+    if not groups:
+        return re.compile(_literal(long))
+    number = rf"(?<!\w)(?<!\d[.,])(?:\((?=\+?\d{{1,5}}\)))?(?:{'|'.join(groups)})(?!\w|[.,]\d)"
+    return re.compile(rf"{_literal(long)}|(?i:{number})")
+
+
+def _literal(values: list[str]) -> str:
+    return rf"(?<!\w)(?:{'|'.join(map(re.escape, values)) or '(?!)'})(?!\w)"
 
 
 def _answers(row: Row) -> list[str]:
