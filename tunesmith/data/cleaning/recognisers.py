@@ -201,7 +201,7 @@ _REACHED = r"""(?<![a-z])(?:(?:reach|call|ring|dial|text|contact|answer(?:ing)?)
     | (?:messages?|texts?|sms)\ (?:to|from))\ """
 _OF_CARD = r"(?<![a-z])(?:cards?|maestro|cc|debit|credit)(?![a-z])[^\d\n]{0,40}?"
 _SSN = r"(?!000|666|9)\d{3}(?P<gap>[\ .-]?)(?!00)\d\d(?P=gap)(?!0000)\d{4}"
-_SSN_NAME = r"(?:ssn|social\ security(?:\ (?:number|no\.?))?(?:\ \(ssn)?)"
+_SSN_NAME = r"(?:ssn\b\)?|social\ security(?:\ (?:number|no\.?))?(?:\ \(ssn\))?)"
 _GROUPS = r"\(?\d{2,4}\)?(?:[\ -]\d{2,6}){1,3}"
 
 _GIVEN = r"""(?:\\?["'`])?(?:\s{0,2}(?:=>|:=|[:=>])\s{0,2}|\ (?:is|was)\ )(?P<quote>\\?["'`])?+"""
@@ -314,10 +314,10 @@ NUMBERS = [
     Recogniser("ssn", _shape(r"(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}"), _is_ssn),
     Recogniser(
         "ssn",
-        _shape(_SSN, rf"""(?<![a-z]){_SSN_NAME}(?:\ is|\ was)?[\s"':=\#)]{{1,4}}"""),
+        _shape(_SSN, rf"""(?<![a-z]){_SSN_NAME}(?:\ is|\ was)?[\s"':=\#]{{1,4}}"""),
         _is_ssn,
     ),
-    Recogniser("ssn", _shape(_SSN, after=rf"\ (?:is|was)\ (?:\w{{2,5}}\ )?{_SSN_NAME}\b"), _is_ssn),
+    Recogniser("ssn", _shape(_SSN, after=rf"\ (?:is|was)\ (?:\w{{2,5}}\ )?{_SSN_NAME}(?!\w)"), _is_ssn),
     Recogniser(
         "phone",
         _shape(rf"""\+[1-9]\d{{0,2}}(?!\.\d+(?![\d.]))[\ ./-]?(?:\(\d{{1,4}}\)\ ?)?\d{{1,12}}
@@ -356,8 +356,8 @@ HOSTS_4 = [
         "ip",
         re.compile(
             r"""(?<![a-z])(?:v|ver|version|release|build|revision|patch|up(?:date|grade)d?\ to|assembly|library|package
-            | app|(?:firm|soft)ware(?:\ update)?|driver|kernel|sdk|(?:i|mac|ipad|watch|tv)os|android|windows|python|java
-            | php|section|chapter|clause|article|paragraph|figure|fig|table|appendix|§)[\s.:="']{0,3}\d[\d.]*
+            | app|(?:firm|soft)ware(?:\ update)?|driver|kernel|sdk|(?:i|mac|ipad|watch|tv)os|android|windows|linux|php
+            | python|java|section|chapter|clause|article|paragraph|figure|fig|table|appendix|§)[\s.:="']{0,3}\d[\d.]*
           | (?:(?<![\w.-])|(?<=\.\d\d-)|(?<=\.\d{3}-))(?<![\w]/)(?<![=<>~]=)
             (?P<value>\d{1,3}(?:\.\d{1,3}){3})(?!\w|\.\w|-(?!\d{1,3}(?:\.\d{1,3}){3})\w|(?<=\.0)/\d|/\d{3})""",
             re.VERBOSE | re.IGNORECASE | re.ASCII,
