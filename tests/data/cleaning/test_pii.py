@@ -32,6 +32,7 @@ def seen(text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("kind", "value"), [
     ("email", "anna.berg+shop@mail.example.co.uk"), ("email", "müller@beispiel.de"), ("email", "A_B@x-y.org"),
+    ("email", "git@acme.org"), ("email", '"john doe"@example.com'),
     ("phone", "+49 30 1234567"), ("phone", "+15551234567"), ("phone", "+1 (555) 123-4567"),
     ("phone", "+46 (0)8 928 571 38"), ("phone", "001-518-640-0854"), ("phone", "(555) 123-4567"),
     ("phone", "555-123-4567"), ("phone", "555.123.4567 x12"),
@@ -39,6 +40,11 @@ def seen(text: str) -> list[tuple[str, str]]:
     ("phone", "07700900123"), ("phone", "030/1234567"), ("phone", "0171 1234567"), ("phone", "06 12 34 56 78"),
     ("phone", "03.93.92.16.85"), ("phone", "0412 345 678"),
     ("card", "4111111111111111"), ("card", "4111 1111 1111 1111"), ("card", "5500-0000-0000-0004"),
+    ("card", "4111  1111  1111  1111"), ("card", "4111.1111.1111.1111"), ("card", "4111\u00a01111\u00a01111\u00a01111"),
+    ("card", "4111–1111–1111–1111"), ("iban", "DE89\u202f3704\u202f0044\u202f0532\u202f0130\u202f00"),
+    ("iban", "GB29\u2011NWBK\u20116016\u20111331\u20119268\u201119"), ("phone", "+49\u00a030\u00a0901820"),
+    ("phone", "555\u2011123\u20114567"),
+    ("phone", "06\u200912\u200934\u200956\u200978"), ("ssn", "514\u201269\u20120360"),
     ("card", "378282246310005"), ("card", "3782 822463 10005"), ("card", "4222222222222"),
     ("card", "6304000000000000000"),
     ("iban", "DE89370400440532013000"), ("iban", "GB29 NWBK 6016 1331 9268 19"), ("iban", "gb29nwbk60161331926819"),
@@ -47,6 +53,9 @@ def seen(text: str) -> list[tuple[str, str]]:
     ("key", "AKIAIOSFODNN7EXAMPLE"), ("key", f"ghp_{DRAWN[:36]}"), ("key", f"github_pat_{DRAWN[:22]}_{DRAWN * 2}"),
     ("key", f"sk-proj-{DRAWN}"), ("key", f"sk-ant-api03-{DRAWN}-AA"), ("key", f"sk-{DRAWN}"),
     ("key", f"xoxb-2939401-{DRAWN}"), ("key", f"AIza{DRAWN[:35]}"), ("key", f"sk_live_{DRAWN[:24]}"),
+    ("key", f"pk_live_{DRAWN[:24]}"), ("key", f"sq0atp-{DRAWN[:22]}"), ("key", "key-3ax6xnjp29jd6fds4gc373sgvjxteol0"),
+    ("key", "AC0123456789abcdef0123456789abcdef"),
+    ("key", f"hooks.slack.com/services/T0AB12CD3/B0EF45GH6/{DRAWN[:24]}"), ("key", f"123456789:AA{DRAWN[:33]}"),
     ("key", "hf_" + DRAWN.translate(dict.fromkeys(b"0123456789", "q"))[:34]), ("key", f"glpat-{DRAWN[:20]}"),
     ("jwt", f"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NSJ9.{DRAWN}"),
 ])  # fmt: skip
@@ -64,6 +73,14 @@ def test_personal_data_is_found_to_the_character(kind, value):
     "192.168.100.123", "version 10.0.19045.3803", "1700000000000 ms", "20240512T093000",
     "978-3-16-148410-0", "9783161484100", "EIN 01-2345678", "078-05-1120", "0000012345678", "item 0123456789",
     "550e8400-e29b-41d4-a716-446655440000", "https://doi.org/10.1073/pnas.0601602103", "10.1111/0081-1750.00098",
+    "hash#4111111111111111", "#514-69-0360", "git@acme.org:org/repo.git", "ssh://git@acme.org/repo",
+    "ssh -T git@github.com", "acme at home (at) noon", "8.8.8.8 resolves",
+    "Kernel 5.15.0.91", "Linux 5.15.0.91", "Python 3.11.10.22", "iOS 17.10.21.33",
+    "SDK 12.1.105.3 works", "App 8.12.33.44 released",
+    "software update 17.4.1.22", "updated to 17.4.1.22", "Figure 3.12.10.1", "article 12.34.56.78",
+    "assembly 4.0.30.19", "seasons 2023–2024", "EUR 1\u202f234\u202f567", "years 1990–2000 2001",
+    "-----BEGIN PRIVATE KEY-----\n<the contents of your private key>\n-----END PRIVATE KEY-----",
+    "hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX",
     "4111111111111112", "4111 1111 1111 1112", "GB29 NWBK 6016 1331 9268 18", "XX29 NWBK 6016 1331 9268 19",
     "01 02 03 04 05", "10 20 30 40 50 60 70 80", "100 200 300 4000 500", "0123 4567 8901 2345", "phone 2023-2024",
     "phone 10:30-11:45", "call me on 12/05/2024", "phone: 1 000 000", "git@github.com:org/repo.git", "icon@2x.png",
@@ -95,7 +112,15 @@ def test_the_word_before_it_tells_a_phone_number_of_any_form(text):
 
 @pytest.mark.parametrize(("kind", "text"), [
     ("card", "card number <630427373398> is lost"), ("card", "my cc 5038 0205 3770"), ("ssn", "SSN: 514690360"),
-    ("ssn", "social security number is 514 69 0360"), ("phone", "reach me at 699 956 915"),
+    ("ssn", "social security number is 514 69 0360"), ("ssn", "SSN#<514-69-0360>"), ("ssn", "my SSN is <514.69.0360>"),
+    ("ssn", "Social Security Number (SSN): <514690360>"), ("ssn", "My social security no. (SSN) is <514690360>"),
+    ("ssn", "<514 69 0360> is my SSN"),
+    ("card", "paid by #<4111111111111111>"), ("email", "_<jane@acme.org>_"), ("email", "-<jane@acme.org>"),
+    ("email", "*<jane@acme.org>*"), ("email", "write to <john [at] example [dot] com>."),
+    ("email", "<john.doe(at)example.com>"), ("ip", "the net <85.214.132.117>/24"), ("ip", "85.214.132.1/24"),
+    ("key", f"https://api.telegram.org/<bot123456789:AA{DRAWN[:33]}>/getMe"),
+    ("key", "<-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIabcdefghijklmnop\n-----END EC PRIVATE KEY----->"),
+    ("phone", "reach me at 699 956 915"),
     ("phone", "416 60 039 office"), ("phone", "messages to 78 651 450"), ("ip", "ping http://85.214.132.117:8080/"),
     ("secret", "password: <hunter2>"), ("secret", "My password is <Summer2024!>"), ("secret", "pwd=<tr0ub4dor&3>"),
     ("secret", '{"db_password": "<k9$mP2,xL>"}'), ("secret", '\\"password\\": \\"<aB3#fG7kL9>\\"'),
@@ -118,7 +143,8 @@ HOSTILE = [
     "a", "1 ", "@a.", "a@b.co ", "http://a:", "eyJ", "eyJaaaaaaaa.", "sk-", "password: ", "password=a1", "token: '",
     "1.1.1.1 ", "-----BEGIN RSA PRIVATE KEY-----", "a1:", "?token=", "&a_", "call me ", "card 1", "ssn ", "phone: 1",
     "(1", "+1 ", "4111-1111-1111-", "DE89 ", "12 34 56 office ", "v1.", "://a:b@", " is ", "\\", "é1",
-    "85.214.132.117 ", "x_hf_",
+    "85.214.132.117 ", "x_hf_", '"a', "a_", "a-", "git@", "a(at)b", "a (at) ", "(at)", "\u00a01", "1–",
+    "ACa1", "12345678:AA",
 ]  # fmt: skip
 
 
@@ -129,6 +155,11 @@ def test_no_text_takes_long(unit):
     started = time.process_time()
     find(text)
     assert time.process_time() - started < 5
+
+
+def test_both_ends_of_a_range_of_ip_addresses_are_found():
+    for dash in "-–":
+        assert seen(f"from 85.214.132.117{dash}85.214.132.130.") == [("ip", "85.214.132.117"), ("ip", "85.214.132.130")]
 
 
 def test_neighbours_do_not_join():
@@ -159,6 +190,39 @@ def test_one_value_has_one_placeholder_throughout_the_conversation():
         "[EMAIL_2].",
     ]
     assert kept.row.changes == ["replaced: email", "replaced: phone"]
+
+
+@pytest.mark.parametrize(("told", "again"), [
+    ("call (415) 555-2671", "4155552671"), ("call (415) 555-2671", "+14155552671"),
+    ("call (415) 555-2671", "14155552671"),
+    ("call +1 415 555 2671", "4155552671"), ("call +1 415 555 2671", "(415) 555-2671"), ("tel. 555 1234", "5551234"),
+    ("call 020 7946 0958", "+44 20 7946 0958"), ("call +44 20 7946 0958", "020 7946 0958"),
+    ("call 0033 1 42 68 53 00", "+33\u00a01\u00a042\u00a068\u00a053\u00a000"),
+    ("call +46 (0)8 928 571 38", "08 928 571 38"),
+    ("SSN 514-69-0360", "514690360"), ("SSN 514690360", "514 69 0360"), ("SSN 514-69-0360", "514–69–0360"),
+    ("4111 1111 1111 1111", "4111/1111/1111/1111"), ("4111 1111 1111 1111", "4111\u00a01111\u00a01111\u00a01111"),
+    ("DE89370400440532013000", "de 89 3704 0044 0532 0130 00"),
+])  # fmt: skip
+def test_a_number_has_one_placeholder_however_it_is_written(told, again):
+    [kept] = personal_data([row(told, f"It is {again}, yes: \u00a0({again})")], "replace")
+    [placeholder] = re.findall(r"\[\w+_1\]", kept.row.messages[0]["content"])
+    assert kept.row.messages[1]["content"] == f"It is {placeholder}, yes: \u00a0({placeholder})"
+
+
+@pytest.mark.parametrize("other", [
+    "1.4155552671", "4155552671.5", "x4155552671", "4155552672", "994155552671234", "415555267",
+    "4, 1, 5, 5, 5, 5, 2, 6, 7, 1",
+])  # fmt: skip
+def test_another_number_that_holds_its_digits_stays(other):
+    [kept] = personal_data([row("call (415) 555-2671", f"It is {other} here")], "replace")
+    assert kept.row.messages[1]["content"] == f"It is {other} here"
+
+
+def test_a_surrogate_stands_in_the_layout_of_each_place():
+    texts = ["card 4532 0151 1283 0366, call (415) 555-2671", '{"card": 4532015112830366, "phone": 4155552671}']
+    [kept] = personal_data([row(*texts)], "surrogate")
+    assert kept.row.messages[0]["content"] == "card 4000 0000 0000 0010, call (415) 555-0101"
+    assert json.loads(kept.row.answer) == {"card": 4000000000000010, "phone": 4155550101}
 
 
 def test_placeholders_that_stand_there_already_are_not_given_again():

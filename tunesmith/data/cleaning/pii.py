@@ -32,7 +32,7 @@ FindAll = Callable[[str], list[Find]]
 _NO_MARK = bytes(set(range(256)) - set(b"0123456789@!$%*+#^~=:_"))
 _BEGINNINGS = (
     *("AKIA", "ASIA", "AIza", "GOCSPX-", "ya29.", "SG.", "dapi", "sk-", "xai-", "glpat-", "pypi-AgE", "xapp-"),
-    *("xoxa-", "xoxb-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-"),
+    *("xox", "sq0", ":AA", "hooks.slack.com/"),
 )
 _UNDERSCORED = (
     *("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "_pat_", "k_live_", "k_test_", "whsec_", "hf_", "npm_", "gsk_", "r8_"),
@@ -40,9 +40,12 @@ _UNDERSCORED = (
 )
 _TOKENS = ("secret", "token", "key", "credential", "bearer", "basic")
 
+_ODD = re.compile("[\u00a0\u1680\u2000-\u200a\u2010-\u2013\u202f\u205f\u3000]")  # spaces and dashes beside ASCII's
+
 # Where a number of each group may stand, found at the speed of a scan, and how far the whole reaches around it.
 _RUN = re.compile(r"\d(?:[ ()+./-]{0,3}\d){6}", re.ASCII)
 _ESCAPED = re.compile(r"\\(?:[bfnrt]|u[\da-fA-F]{4}|\\)")  # of JSON: what stands behind begins a word
+_DRAWN = {begin: re.compile(begin + r"[a-z\d]{12}", re.ASCII) for begin in ("AC", "SK", "key-")}  # common beginnings
 _CODED = re.compile(r"\d\d(?<=[A-Za-z]{2}\d\d)[ -]?[A-Za-z\d]{4}", re.ASCII)
 _DOTTED = re.compile(r"\.\d{1,3}\.\d{1,3}\.", re.ASCII)
 _COLONS = re.compile(r":[\da-fA-F]{0,4}:", re.ASCII)
@@ -97,12 +100,18 @@ def _found(text: str) -> tuple[Find, ...]:
     if "\\" in text:
         text = _ESCAPED.sub(lambda match: match[0] if match[0] == r"\\" else "\n" * len(match[0]), text)
     marks = text.encode("utf-8", "surrogatepass").translate(None, _NO_MARK)
-    for recogniser, start, stop in _worth_trying(text, marks) if marks else ():
+    if marks and not text.isascii():
+        text = _ODD.sub(lambda match: " " if match[0].isspace() else "-", text)
+    for recogniser, start, stop in _worth_trying(text, marks) if marks or _needs_no_mark(text) else ():
         for match in recogniser.shape.finditer(text, start, stop):
             value = match["value"]
             if value and recogniser.is_genuine(value):
                 _enter(found, (recogniser.kind, *match.span("value")))
     return tuple(found)
+
+
+def _needs_no_mark(text: str) -> bool:
+    return "[at]" in text or "(at)" in text or "PRIVATE KEY-" in text
 
 
 _found_once = lru_cache(maxsize=1024)(_found)
@@ -139,7 +148,12 @@ def _worth_trying(text: str, marks: bytes) -> Iterator[tuple[Recogniser, int, in
             yield from _tried(recognisers.TOKENS, _around(lower, _TOKEN, 16, 540))
     if b"@" in marks:
         yield from _tried(recognisers.ADDRESSES, everywhere)
+    if "[at]" in text or "(at)" in text:
+        yield from _tried(recognisers.SPELT_OUT, everywhere)
     if digits >= 7:
+        for begin, sign in _DRAWN.items():
+            if begin in text:
+                yield from _tried(recognisers.PREFIXED, _around(text, sign, 0, 24))
         yield from _tried(recognisers.IBANS, _around(text, _CODED, 2, 48))
         yield from _tried(recognisers.NUMBERS, _around(text, _RUN, 64, 64))
     if digits >= 4:
@@ -239,14 +253,15 @@ def _replaced(
 ) -> Row:
     """The row with another value for each that was found, wherever it stands: the same for the same, and none that the
     row held before."""
-    held = "\n".join(strings.of_row(row)).casefold()
+    held = "\n".join(strings.of_row(row))
     taken = {surrogates.same(kind, value) for value, kind in values.items()}
-    long = sorted((value for value in values if len(value) >= _TELLING), key=len, reverse=True)
-    again = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, long)) or '(?!)'})(?!\w)")
+    again = _recurring(values, held)
+    held = held.casefold()
     given: dict[tuple[str, str], str] = {}
 
     def new_value(kind: str, value: str) -> str:
         known = surrogates.same(kind, value)
+        known = next((one for one in given if surrogates.are_one(one, known)), known)
         if known not in given:
             for number in count(1 + sum(of_kind == known[0] for of_kind, _ in given)):
                 new = stand_in(kind, value, number)
@@ -254,12 +269,14 @@ def _replaced(
                     break
             taken.add(surrogates.same(kind, new))
             given[known] = new
-        return given[known]
+        return surrogates.laid_out(kind, value, given[known])
 
     def cleaned(text: str) -> str:
         found = find_all(text)
         for match in again.finditer(text):
-            _enter(found, (values[match[0]], *match.span()))
+            start, stop = match.span()
+            found = [one for one in found if one[1] < start or one[2] > stop or one[1:] == (start, stop)]
+            _enter(found, (match.lastgroup or values[match[0]], start, stop))
         parts, end = [], 0
         for kind, start, stop in found:
             parts += [text[end:start], new_value(kind, text[start:stop])]
@@ -267,6 +284,26 @@ def _replaced(
         return "".join([*parts, text[end:]])
 
     return strings.changed(row, cleaned)
+
+
+def _recurring(values: dict[str, str], held: str) -> re.Pattern[str]:
+    """A pattern for the values wherever they stand, and for numbers in other layouts, in a group of their kind's name;
+    most rows hold none, and to compile it takes long."""
+    long = sorted((value for value in values if len(value) >= _TELLING), key=len, reverse=True)
+    groups = []
+    for kind in surrogates.NUMBERS:
+        of_kind = [value for value in long if values[value] == kind]
+        rest = surrogates.squeezed(re.sub(_literal(of_kind), "|", held)) if of_kind else ""
+        forms = {surrogates.writings(kind, value, rest) for value in of_kind} - {""}
+        groups += [f"(?P<{kind}>{'|'.join(sorted(forms))})"] if forms else []
+    if not groups:
+        return re.compile(_literal(long))
+    number = rf"(?<!\w)(?<!\d[.,])(?:\((?=\+?\d{{1,5}}\)))?(?:{'|'.join(groups)})(?!\w|[.,]\d)"
+    return re.compile(rf"{_literal(long)}|(?i:{number})")
+
+
+def _literal(values: list[str]) -> str:
+    return rf"(?<!\w)(?:{'|'.join(map(re.escape, values)) or '(?!)'})(?!\w)"
 
 
 def _answers(row: Row) -> list[str]:

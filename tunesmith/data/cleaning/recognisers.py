@@ -72,12 +72,17 @@ _KEYS = [
     (r"AIza", r"[\w-]{35}"),  # Google
     (r"GOCSPX-", r"[\w-]{28}"),
     (r"ya29\.", r"[\w-]{30,2000}"),
-    (r"[sr]k_(?:live|test)_", r"[A-Za-z\d]{16,300}"),  # Stripe
+    (r"[srp]k_(?:live|test)_", r"[A-Za-z\d]{16,300}"),  # Stripe
     (r"whsec_", r"[A-Za-z\d+/]{24,300}"),
     (r"pypi-AgE", r"[\w-]{50,500}"),
     (r"SG\.", r"[\w-]{16,32}\.[\w-]{32,64}"),  # SendGrid
     (r"(?:do[opr]_v1_|dapi|sbp_|shp(?:at|ca|pa|ss)_)", r"[A-Fa-f\d]{32,64}"),  # DigitalOcean, Databricks, ..., Shopify
     (r"dckr_pat_", r"[\w-]{20,100}"),
+    (r"sq0[a-z]{3}-", r"[\w-]{22,43}"),  # Square
+    (r"hooks\.slack\.com/services/", r"T\w{6,14}/B\w{6,14}/\w{16,32}"),
+    (r"(?:bot)?\d{8,10}:AA", r"[\w-]{33}"),  # Telegram
+    (r"(?:AC|SK)", r"[a-f\d]{32}"),  # Twilio
+    (r"key-", r"[a-z\d]{32}"),  # Mailgun
 ]
 KEY_BEGINS = re.compile("|".join(begin for begin, _ in _KEYS))
 
@@ -97,10 +102,10 @@ _SLUG = re.compile(r"(?:[a-z]+|\d{1,4})(?:[-_./+](?:[a-z]+|\d{1,4}))+", re.IGNOR
 _CODE = re.compile(r"[$<{(\[&@*]|%[sd({]|%\w+%|[\w.]+[(\[{]|https?:")  # fetches one
 
 
-def _shape(body: str, before: str = "", after: str = "") -> re.Pattern[str]:
+def _shape(body: str, before: str = r"(?<!\#)", after: str = "") -> re.Pattern[str]:
     """A pattern for a value that stands alone: as a part of a longer code, number or path it is something else."""
     return re.compile(
-        rf"{before}(?<![\w#+/])(?<!\w-)(?<!\d\.)(?P<value>(?>{body}))(?!\w|-\d|\.\d){after}",
+        rf"{before}(?<![\w+/])(?<!\w-)(?<!\d\.)(?P<value>(?>{body}))(?!\w|-\d|\.\d){after}",
         re.VERBOSE | re.IGNORECASE | re.ASCII,
     )
 
@@ -187,12 +192,16 @@ def _bits(value: str) -> float:
 
 
 _EXTENSION = r"(?:\ ?(?:x|ext\.?)\ ?\d{1,5})?"
-_FIRST = r"(?<!\d\ )"  # no later member of a list of numbers
+_NO_HASH = r"(?<!\w\#)"  # where a checksum tells it from a ticket
+_GAP = r"(?P<gap>\ \ ?|[.-])"
+_FIRST = r"(?<!\d\ )(?<!\#)"  # no later member of a list of numbers
 _LABEL = r"""(?<![a-z])(?:phone|telephone|telefon|tel|mobile|cell|cellphone|fax|whatsapp|call\ (?:me|us)(?:\ back)?)
     (?:[_ ]?(?:number|no|nr))?(?:\ (?:is|at|on))?[\s"':=.]{1,4}"""
 _REACHED = r"""(?<![a-z])(?:(?:reach|call|ring|dial|text|contact|answer(?:ing)?)(?:\ \w{1,9}){0,2}\ (?:at|on)
     | (?:messages?|texts?|sms)\ (?:to|from))\ """
 _OF_CARD = r"(?<![a-z])(?:cards?|maestro|cc|debit|credit)(?![a-z])[^\d\n]{0,40}?"
+_SSN = r"(?!000|666|9)\d{3}(?P<gap>[\ .-]?)(?!00)\d\d(?P=gap)(?!0000)\d{4}"
+_SSN_NAME = r"(?:ssn\b\)?|social\ security(?:\ (?:number|no\.?))?(?:\ \(ssn\))?)"
 _GROUPS = r"\(?\d{2,4}\)?(?:[\ -]\d{2,6}){1,3}"
 
 _GIVEN = r"""(?:\\?["'`])?(?:\s{0,2}(?:=>|:=|[:=>])\s{0,2}|\ (?:is|was)\ )(?P<quote>\\?["'`])?+"""
@@ -207,11 +216,11 @@ PEM = [
     Recogniser(
         "key",
         re.compile(
-            r"""(?P<value>-----BEGIN\ [A-Z\d ]{0,20}PRIVATE\ KEY(?:\ BLOCK)?-----(?:[^-]|-(?!-)){64,16384}+
+            r"""(?P<value>-----BEGIN\ [A-Z\d ]{0,20}PRIVATE\ KEY(?:\ BLOCK)?-----(?:[^-]|-(?!-)){20,16384}+
             (?:-----END\ [A-Z\d ]{0,20}PRIVATE\ KEY(?:\ BLOCK)?-----)?)""",
             re.VERBOSE,
         ),
-        lambda value: True,
+        lambda value: bool(re.search(r"[A-Za-z\d+/]{20}", value)),
     )
 ]
 JWTS = [
@@ -259,18 +268,29 @@ TOKENS = [
 ]
 
 ADDRESSES = [
-    Recogniser(  # the host of a URL matches, with what stands before it, without a value
+    Recogniser(  # the host of a URL or a repository matches, with what stands before it, without a value
         "email",
         re.compile(
             r"""://[^\s/?\#@:"'<>]{0,64}:[^\s/?\#@"'<>]{1,256}@\S
-          | (?<![\w.+%-])(?P<value>[\w+%][\w.+%-]{0,63}@(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24})
-            (?![\w(]|[-.]\w|@)""",
+          | (?<![\w.+%-])git@(?:git|bitbucket)[\w.-]* | (?<![\w.+%-])git@[\w.-]{1,255}:(?=[\w~/]) | ://git@
+          | (?<![^\W_])(?<![.+%])(?P<value>(?:(?!_)[\w+%][\w.+%-]{0,63} | "[\w.+%\ -]{1,62}")
+            @(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24})(?!_?[^\W_]|\(|[-.]\w|@)""",
             re.VERBOSE,
         ),
-        lambda value: (
-            not value.lower().endswith((".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"))  # icon@2x.png
-            and not value.startswith("git@")
+        lambda value: not value.lower().endswith((".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")),  # icon@2x.png
+    ),
+]
+
+SPELT_OUT = [
+    Recogniser(
+        "email",
+        re.compile(
+            r"""(?<![\w.+%-])(?P<value>[a-z\d][\w.+%-]{0,63}\ ?[\[(]at[\])]\ ?
+            [a-z\d][a-z\d-]{0,62}(?:(?:\.|\ ?[\[(]dot[\])]\ ?)[a-z\d-]{1,63}){0,7}
+            (?:\.|\ ?[\[(]dot[\])]\ ?)[a-z]{2,24})(?![\w(]|[-.]\w)""",
+            re.VERBOSE | re.IGNORECASE | re.ASCII,
         ),
+        lambda value: True,
     ),
 ]
 
@@ -283,23 +303,21 @@ IBANS = [
 ]
 
 NUMBERS = [
-    Recogniser("card", _shape(r"\d{13,19} | \d{4}(?P<gap>[\ -])\d{4}(?P=gap)\d{4}(?P=gap)\d{4}"), _is_card),
+    Recogniser("card", _shape(rf"\d{{13,19}} | \d{{4}}{_GAP}(?:\d{{4}}(?P=gap)){{2}}\d{{4}}", _NO_HASH), _is_card),
     Recogniser(
         "card",
-        _shape(r"""\d{4}(?P<gap>[\ -])(?:
-        \d{6}(?P=gap)\d{4,5} | (?:\d{4}(?P=gap)){2}(?:\d{1,3} | \d{4}(?P=gap)\d{1,3}))"""),
+        _shape(rf"""\d{{4}}{_GAP}(?:
+        \d{{6}}(?P=gap)\d{{4,5}} | (?:\d{{4}}(?P=gap)){{2}}(?:\d{{1,3}} | \d{{4}}(?P=gap)\d{{1,3}}))""", _NO_HASH),
         _is_card,
     ),
-    Recogniser("card", _shape(r"\d{12} | \d{4}(?P<gap>[\ -])\d{4}(?P=gap)\d{4}", _OF_CARD), _is_card),
+    Recogniser("card", _shape(rf"\d{{12}} | \d{{4}}{_GAP}\d{{4}}(?P=gap)\d{{4}}", _OF_CARD), _is_card),
     Recogniser("ssn", _shape(r"(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}"), _is_ssn),
     Recogniser(
         "ssn",
-        _shape(
-            r"(?!000|666|9)\d{3}(?P<gap>\ ?)(?!00)\d\d(?P=gap)(?!0000)\d{4}",
-            r"""(?<![a-z])(?:ssn|social\ security(?:\ (?:number|no\.?))?)(?:\ is|\ was)?[\s"':=\#]{1,4}""",
-        ),
+        _shape(_SSN, rf"""(?<![a-z]){_SSN_NAME}(?:\ is|\ was)?[\s"':=\#]{{1,4}}"""),
         _is_ssn,
     ),
+    Recogniser("ssn", _shape(_SSN, after=rf"\ (?:is|was)\ (?:\w{{2,5}}\ )?{_SSN_NAME}(?!\w)"), _is_ssn),
     Recogniser(
         "phone",
         _shape(rf"""\+[1-9]\d{{0,2}}(?!\.\d+(?![\d.]))[\ ./-]?(?:\(\d{{1,4}}\)\ ?)?\d{{1,12}}
@@ -322,7 +340,7 @@ NUMBERS = [
         ),
         _is_phone(10, 12),
     ),  # a trunk zero and groups: France, Belgium, Britain, Germany, Australia
-    Recogniser("phone", _shape(r"07\d{9} | 0[67]\d{8} | 01[567]\d{8,9}", r"(?<!\.)"), _is_phone(10, 12)),  # mobiles
+    Recogniser("phone", _shape(r"07\d{9} | 0[67]\d{8} | 01[567]\d{8,9}", r"(?<![.\#])"), _is_phone(10, 12)),  # mobiles
     Recogniser("phone", _shape(r"\(?\d(?:[\ ()./-]{0,2}\d){6,14}", _LABEL), _is_phone(7, 15)),
     Recogniser("phone", _shape(_GROUPS, _REACHED), _is_phone(7, 13)),
     Recogniser(
@@ -337,8 +355,11 @@ HOSTS_4 = [
     Recogniser(  # a version or a chapter matches without a value
         "ip",
         re.compile(
-            r"""(?<![a-z])(?:v|ver|version|release|build|firmware|section|chapter|clause|§)[\s.:="']{0,3}\d[\d.]*
-          | (?<![\w.-])(?<![\w]/)(?<![=<>~]=)(?P<value>\d{1,3}(?:\.\d{1,3}){3})(?!\w|\.\w|-\w|/\d)""",
+            r"""(?<![a-z])(?:v|ver|version|release|build|revision|patch|up(?:date|grade)d?\ to|assembly|library|package
+            | app|(?:firm|soft)ware(?:\ update)?|driver|kernel|sdk|(?:i|mac|ipad|watch|tv)os|android|windows|linux|php
+            | python|java|section|chapter|clause|article|paragraph|figure|fig|table|appendix|§)[\s.:="']{0,3}\d[\d.]*
+          | (?:(?<![\w.-])|(?<=\.\d\d-)|(?<=\.\d{3}-))(?<![\w]/)(?<![=<>~]=)
+            (?P<value>\d{1,3}(?:\.\d{1,3}){3})(?!\w|\.\w|-(?!\d{1,3}(?:\.\d{1,3}){3})\w|(?<=\.0)/\d|/\d{3})""",
             re.VERBOSE | re.IGNORECASE | re.ASCII,
         ),
         _is_someones_ip,

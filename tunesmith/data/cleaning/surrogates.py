@@ -36,6 +36,10 @@ _FICTIONAL = [
     (r"(\+330?|0)[1-59]\d{8}", "19900", 4),
     (r"(\+490?|0)30\d{8}", "3023125", 3),  # Germany, Bundesnetzagentur
 ]
+NUMBERS = ("card", "iban", "phone", "ssn")
+_FEWEST = 7  # digits of a number that is replaced in any layout
+_NATIONAL = 9  # digits of a phone number that tell it from others
+_BETWEEN = re.compile("[ \u00a0\u2000-\u200a\u202f().\u2010-\u2013/-]{0,3}")
 _EXTENSION = re.compile(r"\ ?(?:x|ext).*", re.IGNORECASE)
 _FIXED = re.compile(r"(-----[^-]+-----|\\.)")  # of a PEM block: its head and foot, and escaped ends of lines
 
@@ -44,7 +48,35 @@ def same(kind: str, value: str) -> tuple[str, str]:
     """Equal for a value that is written in two ways, and for a secret that is recognised in two."""
     if kind in _SECRET:
         return "secret", value
-    return kind, value.casefold() if kind not in ("card", "iban", "phone", "ssn") else re.sub(r"\W", "", value).upper()
+    if kind == "phone":
+        return kind, re.sub(r"\W", "", value.replace("(0)", "")).upper().lstrip("0")
+    return kind, re.sub(r"\W", "", value).upper() if kind in NUMBERS else value.casefold()
+
+
+def are_one(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether values, in the form of `same`, are one; a phone number is also with and without the code of its
+    country."""
+    short, long = sorted((one[1], other[1]), key=len)
+    abroad = one[0] == other[0] == "phone" and len(short) >= _NATIONAL and len(long) <= len(short) + 3
+    return one == other or (abroad and long.endswith(short))
+
+
+def squeezed(text: str) -> str:
+    """Without what may stand between the digits of a number."""
+    return _BETWEEN.sub("", text).upper()
+
+
+def writings(kind: str, value: str, rest: str) -> str:
+    """A pattern for a number in any layout; a phone number with and without the code of its country. Empty where the
+    rest of its row, `squeezed`, does not hold it."""
+    plain = same(kind, _EXTENSION.sub("", value) if kind == "phone" else value)[1]
+    code, abroad = "", kind == "phone" and len(plain) >= _NATIONAL
+    if len(digits_of(plain)) < _FEWEST or (plain[-_NATIONAL:] if abroad else plain) not in rest:
+        return ""
+    known = min(3, len(plain) - _NATIONAL) if abroad else 0
+    for digit in plain[:known]:
+        code = rf"(?:{code}{digit}{_BETWEEN.pattern})?"
+    return (r"\+?\d{0,3}" if abroad else "") + code + _BETWEEN.pattern.join(plain[known:])
 
 
 def placeholder(kind: str, value: str, number: int) -> str:
@@ -55,6 +87,13 @@ def surrogate(kind: str, value: str, number: int) -> str:
     """Another value of the kind, for each number another one; a placeholder for kinds of the project's own, and where
     there are no more others of the value's form."""
     return _MADE[kind](value, number) if kind in _MADE and number < _MOST else placeholder(kind, value, number)
+
+
+def laid_out(kind: str, value: str, new: str) -> str:
+    """The surrogate of a number as this writing of the number has it, where both are of one length."""
+    characters = "".join(filter(str.isalnum, new))
+    fits = kind in NUMBERS and not new.startswith("[") and len(characters) == sum(map(str.isalnum, value))
+    return _laid_out(value, characters) if fits else new
 
 
 def _email(value: str, number: int) -> str:
