@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import tempfile
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -27,9 +28,20 @@ def assign(rows: list[Row], settings: Split) -> tuple[dict[str, list[Row]], list
     """The rows of each side, in their order, and those that no side could take."""
     noted = traits.of(rows, split._placed, split._PLACED)
     prompts = sketches.sketched([traits.prompt_text(row) for row in rows], sketches.banding(ALIKE, len(rows)))
-    found = split.assign(noted, links.of(rows, noted), prompts, settings)
+    found = split.assign(noted, linked(rows, noted), prompts, settings)
     sides = {side: [rows[place] for place in found.of(i)] for i, side in enumerate(SIDES)}
     return sides, [Dropped(rows[place], *why) for place, why in sorted(found.gone.items())]
+
+
+def linked(rows: list[Row], noted: traits.Traits) -> links.Links:
+    """Noted in two parts."""
+    half = len(rows) // 2
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder), Path(folder, "second")]
+        folders[1].mkdir()
+        for of_part, some in zip(folders, (rows[:half], rows[half:])):
+            links.write(of_part, some)
+        return links.together(folders, noted, [half, len(rows) - half])
 
 
 def row(prompt: str, answer: str = "ok", line: int = 1, pin: str = "auto", **more: Any) -> Row:
@@ -409,7 +421,7 @@ def test_what_many_conversations_begin_with_does_not_join_them(tmp_path):
     greeted = [talk("hello there", f"{random.Random(i).random()}", line=i) for i in range(links.OF_FORM + 1)]
     rows = [*greeted, *(talk("hello there", line=i) for i in range(100, 103))]
     noted = traits.of(rows, split._placed, split._PLACED)
-    assert links.of(rows, noted).of_form.tolist() == [21, 22, 23]
+    assert linked(rows, noted).of_form.tolist() == [21, 22, 23]
     sides, _ = assign(rows, Split(validation=0.3, test=0.3))
     assert all(sides[side] for side in SIDES)
     pinned = [talk("hello there", line=i, pin="test") for i in range(100, 103)]

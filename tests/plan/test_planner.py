@@ -124,6 +124,12 @@ def test_virtual_tokens_must_leave_room_for_the_longest_row() -> None:
     with pytest.raises(ConfigError) as error:
         decide(Train(method="prompt", virtual_tokens=100_000), close, data(longest=160), LAPTOP)
     assert error.value.next == "lower `train.virtual_tokens` to 10 or less"
+    with pytest.raises(ConfigError) as error:
+        decide(Train(method="prompt", virtual_tokens=20), close, data(longest=170), LAPTOP)
+    assert error.value.next == "set `data.format.max_tokens: 150`"
+    with pytest.raises(ConfigError) as error:
+        decide(Train(method="prompt", virtual_tokens=100), close, data(longest=170), LAPTOP)
+    assert error.value.next == "lower it, and `data.format.max_tokens` too"
 
 
 def test_weight_decay_must_shrink_weights() -> None:

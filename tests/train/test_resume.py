@@ -257,6 +257,8 @@ def test_a_damaged_log_is_told_and_costs_no_checkpoint(
         assert resume.log_length(log) == {"log_bytes": 22 - lost + 11}
     assert path.read_bytes() == (b'{"step":1}\n' if lost == 11 else b"") + b'{"step":3}\n'
     assert f"metrics.jsonl is damaged: {lost} of its 22 bytes are lost" in capsys.readouterr().err
+    with resume.log_file(path, at_step_2({"log_bytes": 22})):  # it was killed before it saved anew
+        assert path.read_bytes() == (b'{"step":1}\n' if lost == 11 else b"")
 
 
 def test_threads_are_as_many_as_openmp_was_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,8 @@ class Judge(Section):
 class Split(Section):
     """Which rows train, which choose the best checkpoint, which are the frozen exam. Rows whose prompts are alike stay
     on one side, and so do a conversation and whoever asks what it asked on its way. The side follows from a hash, so
-    that rows which are added later move no others; a certificate says that no row of the exam is like one that
-    trains."""
+    that rows which are added later move no others unless they join two groups; a certificate says that no row of the
+    exam is like one that trains."""
 
     validation: Fraction = 0.1
     """Share of the rows used to choose the checkpoint."""

@@ -48,7 +48,7 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def together(folders: Sequence[Path], rows: Traits, counts: Sequence[int]) -> Links:
-    """Those of all parts; `counts` has the rows of each."""
+    """Those of all parts, whose rows' traits have an `id` and a `prompt`; `counts` has the rows of each part."""
     links, turns = (_of_parts([folder / name for folder in folders], counts) for name in ("links", "turns"))
     return _joined(links, turns, rows)
 
@@ -61,11 +61,6 @@ def _of_parts(files: Sequence[Path], counts: Sequence[int]) -> Pairs:
         found.append(of_part)
         before += count
     return np.concatenate(found)
-
-
-def of(rows: Sequence[Row], noted: Traits) -> Links:
-    """Those of rows in memory, whose traits have an `id` and a `prompt`."""
-    return _joined(*_noted(rows), noted)
 
 
 def _noted(rows: Sequence[Row]) -> tuple[Pairs, Pairs]:

@@ -2,9 +2,10 @@
 
 Rows belong together whose prompts are alike, or that have a parent, a thread or a turn in common (data/links.py): such
 a group is on one side, whole. Which side follows from the hash of a prompt or thread in it, never from shuffling, so
-that it is the same in every run and in any order; rows that are added move no others, unless they join two groups. A
-side that a source pins counts more than the hash, and the exam counts most: what it asks is dropped from the other
-sides, and counted.
+that it is the same in every run and in any order; rows that are added move no others, unless they join two groups, or
+make more than twenty conversations of those that ask one thing on their way, which no longer joins them then. A side
+that a source pins counts more than the hash, and the exam counts most: what it asks is dropped from the other sides,
+and counted.
 """
 
 from __future__ import annotations

@@ -144,11 +144,12 @@ def _virtual_tokens_fit(method: dict[str, Decision], longest: int, context: int 
     """How many tokens the method puts before each row. Raises ConfigError where that leaves the longest row no room."""
     virtual = int(method["virtual_tokens"].value) if "virtual_tokens" in method else 0
     if context and longest + virtual > context:
-        shorter = f"set `data.format.max_tokens: {context - virtual}`, or " if 2 * virtual <= context else ""
+        shorter = f"set `data.format.max_tokens: {context - virtual}`" if 2 * virtual <= context else ""
+        fewer = f"lower `train.virtual_tokens` to {context - longest} or less" if longest < context else ""
         raise ConfigError(
             f"`train.virtual_tokens: {virtual}` leaves too little room for the longest row",
             f"it has {longest:,} tokens, and the model's context is {context:,}",
-            f"{shorter}lower `train.virtual_tokens` to {context - longest} or less",
+            ", or ".join(filter(None, [shorter, fewer])) or "lower it, and `data.format.max_tokens` too",
         )
     return virtual
 

@@ -114,7 +114,9 @@ def save(folder: Path, state: State) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(hidden, ignore_errors=True)
         raise ResourceError(
-            f"{folder} cannot be written to", f"the system says: {error}", "free some space, and run again"
+            f"{folder} cannot be written to",
+            f"the system says: {error}",
+            "free some space, and run again" if store.disk_is_full(error) else f"see why {folder} takes no such file",
         ) from None
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     os.replace(hidden, final)

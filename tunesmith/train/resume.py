@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from tunesmith.core import hardware
+from tunesmith.core import hardware, store
 from tunesmith.core.console import say
 from tunesmith.core.records import Decision
 from tunesmith.core.step import versions
@@ -76,24 +76,24 @@ def announce(saved: State | None, made_with: dict[str, str]) -> None:
 def log_file(path: Path, saved: State | None) -> Iterator[BinaryIO]:
     """The log, to be written on: cut to its length at the checkpoint, empty where there is none. What is damaged of it
     is left out and told: weights do not depend on it."""
-    with open(path, "a+b") as file:
-        length = saved.values["around"]["log_bytes"] if saved else 0
-        file.seek(0)
-        left = file.read(length)
-        whole = b"".join(line for line in left.splitlines(keepends=True) if _is_entry(line))
-        if len(whole) < length:
-            say(f"  {path.name} is damaged: {length - len(whole):,} of its {length:,} bytes are lost")
-        if whole != left:
-            file.truncate(0)
-            file.write(whole)
-        file.truncate()
+    step, length = (saved.step, saved.values["around"]["log_bytes"]) if saved else (0, 0)
+    left = path.read_bytes()[:length] if path.exists() else b""
+    whole = b"".join(line for line in left.splitlines(keepends=True) if _is_entry(line, step))
+    if len(whole) < length:
+        say(f"  {path.name} is damaged: {length - len(whole):,} of its {length:,} bytes are lost")
+    if whole != left:
+        store.write_text(path, whole.decode())
+    with open(path, "ab") as file:
+        file.truncate(len(whole))
         yield file
 
 
-def _is_entry(line: bytes) -> bool:
+def _is_entry(line: bytes, last_step: int) -> bool:
+    """Whether the line is whole, and of the run up to this step: where a damaged log has become shorter, what was
+    written after the checkpoint stands where the log ended before."""
     try:
-        return line.endswith(b"\n") and isinstance(orjson.loads(line), dict)
-    except ValueError:
+        return line.endswith(b"\n") and bool(orjson.loads(line)["step"] <= last_step)
+    except (ValueError, TypeError, KeyError):
         return False
 
 
