@@ -118,10 +118,10 @@ def test_what_a_token_may_take_at_most_is_more_than_it_takes(method: str, datase
     assert 1.3 * each < memory.token_bytes_at_most(model) - embedded < 8 * each
 
 
-def test_a_run_that_goes_on_tries_the_longest_row_first(
+def test_the_longest_row_is_tried_first_where_a_run_goes_on_or_gradients_are_large(
     tiny: Base, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Less may be free than there was, and the optimizer's moments are there."""
+    """Where it goes on, less may be free than there was, and the optimizer's moments are there."""
     asked = list[int | None]()
 
     def seen(*args: Any, **given: Any) -> memory.Forecast:
@@ -134,7 +134,10 @@ def test_a_run_that_goes_on_tries_the_longest_row_first(
     run.fit(rows, [[0, 1]], [])
     run.outcome.steps = 1
     run.fit(rows, [[0, 1]], [])
-    assert asked == [memory.token_bytes_at_most(run.scorer), None]
+    run.outcome.steps = 0
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 10 * run.master.exact_bytes)
+    run.fit(rows, [[0, 1]], [])
+    assert asked == [memory.token_bytes_at_most(run.scorer), None, None]
 
 
 def test_a_rare_row_that_begins_otherwise_is_found() -> None:

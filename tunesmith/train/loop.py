@@ -177,10 +177,12 @@ class Run:
             return max(self.processes.gather(found), key=lambda each: each.peak)
 
         exact_bytes = self.master.exact_bytes // self.processes.divided_by
+        held = memory.resident_bytes()
         usual = self.processes.count == 1 and not self.outcome.steps and not self.scorer.notes
+        usual &= exact_bytes < held // 10  # a first pass with large gradients takes up to 2 % less than later ones
         room = memory.Room(
             self._limit_bytes(),
-            held=memory.resident_bytes(),
+            held=held,
             gradients=exact_bytes,
             pending=0 if self.optimizer.state else 2 * exact_bytes,  # its moments, which the first step makes
             token=memory.token_bytes_at_most(self.scorer) if usual else None,
