@@ -282,13 +282,13 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
 
 def label_of(record: Record, fields: Fields | None = None) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
-    named = bool(fields and fields.prompt and fields.answer)
-    return next((key for key in _LABELS if key in record and _truth(record, key, named) is not None), None)
+    by_fields = bool(fields and fields.prompt and fields.answer)
+    return next((key for key in _LABELS if key in record and _truth(record, key, by_fields) is not None), None)
 
 
 def _refuse_bad(record: Record, label: str | None) -> None:
     if label is not None and not _truth(record, label):
-        is_number = label != "kto_tag" and _truth(record, label, named=True) is None
+        is_number = label != "kto_tag" and _truth(record, label, by_fields=True) is None
         say = "say in the source which columns count, `fields: {prompt: ..., answer: ...}`"
         raise Unusable(
             "answer labelled as bad",
@@ -298,14 +298,14 @@ def _refuse_bad(record: Record, label: str | None) -> None:
         )
 
 
-def _truth(record: Record, label: str, named: bool = False) -> bool | None:
+def _truth(record: Record, label: str, by_fields: bool = False) -> bool | None:
     """A label's truth. In CSV it is text, and to read it as an ordinary column would let the bad answers in. 0 and 1
     may be any two classes: they say good and bad under a name that means nothing else, and beside a completion, unless
-    `fields` have `named` prompt and answer."""
+    prompt and answer are named `by_fields`."""
     written = compact(record[label]).strip().lower() if isinstance(record[label], str | bool | int | float) else ""
     if written in ("true", "false"):
         return written == "true"
-    beside = not named and columns.has(record, "prompt") and columns.has(record, "completion")
+    beside = not by_fields and columns.has(record, "prompt") and columns.has(record, "completion")
     return {"0": False, "0.0": False, "1": True, "1.0": True}.get(written) if beside or label == "kto_tag" else None
 
 
