@@ -351,6 +351,9 @@ def test_preview_writes_nothing_and_names_the_columns(tmp_path):
          {"fields": {"group": "user", "time": "when"}}, []),
         ({"prompt": "Hi", "completion": "Ho", "label": True}, {}, []),
         ({"prompt": "Hi", "completion": "Ho", "label": "greeting"}, {}, ["label"]),
+        ({"prompt": "Hi", "completion": "Ho", "label": 1}, {}, []),
+        ({"prompt": "Hi", "completion": "Ho", "label": 1},
+         {"fields": {"prompt": "prompt", "answer": "completion"}}, ["label"]),
         ({"prompt": "Hi", "completion": "Ho", "rejected": "No"}, {}, ["rejected"]),
     ],
 )  # fmt: skip

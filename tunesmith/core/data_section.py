@@ -32,7 +32,8 @@ class Fields(Section):
     also where they are of different files."""
     time: str | None = None
     """The column that says when the answer was given: a date (2026-01-31 or 20260131, with a time or without), seconds
-    or milliseconds since 1970, or any other number. What `contradictions: newest` goes by."""
+    since 1970, milliseconds, microseconds or nanoseconds where that is a time between 2000 and 2100, or any other
+    number. What `contradictions: newest` goes by."""
 
 
 def _one_part_each(fields: Fields) -> Fields:

@@ -113,7 +113,7 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
                 columns.update(dict.fromkeys(repaired(str(key)) for key in record.value))
             if not isinstance(outcome, Row):
                 continue
-            for column, is_read in _columns(record.value, outcome):
+            for column, is_read in _columns(record.value, outcome, source.fields):
                 filled[column] += 1
                 read[column] += is_read
             if len(examples) < 3:
@@ -136,11 +136,11 @@ def preview(source: Source, limit: int = 200) -> dict[str, Any]:
     }
 
 
-def _columns(record: Any, row: Row) -> Iterator[tuple[str, bool]]:
+def _columns(record: Any, row: Row, fields: Fields) -> Iterator[tuple[str, bool]]:
     """The columns of a record in which something stands, and whether the row is made of it, or of texts in it."""
     if not isinstance(record, dict):
         return
-    whole, label = "\n".join(strings.of_row(row)), shapes.label_of(record)
+    whole, label = "\n".join(strings.of_row(row)), shapes.label_of(record, fields)
     for column, value in record.items():
         if found := _texts(value):
             is_pair = row.rejected is not None and column in ("chosen", "rejected")

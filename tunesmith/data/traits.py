@@ -35,7 +35,7 @@ COMPARED = np.dtype(
         *READ_AT,
         ("context", "u8"),  # all that an answer may depend on: side, tools, and every message before it
         ("meaning", "u8"),  # what the answer says, however it is written
-        ("said", "u8"),  # the answer up to whitespace
+        ("said", "u8"),  # the answer up to whitespace, and which answers before it are not learnt
         ("kind", "u8"),  # prompts of two kinds never mean the same, however alike: all but their words, and what denies
         ("prompt", "u8"),  # the text whose shingles are compared
         ("prompt_words", "i4"),
@@ -152,12 +152,14 @@ def compared(row: Row) -> tuple[int | float, ...]:
     words = row.answer.split()
     meaning, called, worse = _meaning(row.answer, words), last.get("tool_calls"), row.rejected and row.rejected.split()
     says = hashed([meaning, called])
-    by_words = "text" in meaning and not called and worse is None  # then it means what it says
+    skipped = [place for place, m in enumerate(row.prompt) if m.get("learnt") is False]
+    marks = [skipped] if skipped else []
+    by_words = "text" in meaning and not called and worse is None and not marks  # then it means what it says
     return (
         hashed([side, row.tools, context]),
         says,
-        says if by_words else hashed([words, called, worse]),
-        _often([side, system, row.tools, calls, worse, sorted(figures), sorted(denied)]),
+        says if by_words else hashed([words, called, worse, *marks]),
+        _often([side, system, row.tools, calls, worse, sorted(figures), sorted(denied), *marks]),
         int(row.group, 16),
         prompt_words,
         len(words),

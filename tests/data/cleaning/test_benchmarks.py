@@ -55,6 +55,15 @@ def test_a_file_that_cannot_be_read_is_named_by_its_setting(clean, tmp_path):
     assert caught.value.next == "write the file again, or take it out of data.clean.benchmarks"
 
 
+@pytest.mark.parametrize("name", ["exam.docx", "exam.PDF", "exam.html"])
+def test_a_document_is_told_to_become_a_file_of_examples(clean, tmp_path, name):
+    (tmp_path / name).write_text("<p>What is asked?</p>")
+    with pytest.raises(ConfigError, match=f"data.clean.benchmarks: {name} is a document") as caught:
+        clean(["hello"], tmp_path / name)
+    assert "a file of examples" in caught.value.next
+    assert "pretrain" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["gz", "zip"])
 def test_a_compressed_benchmark_is_read(clean, tmp_path, kind):
     plain = benchmark(tmp_path, QUESTION).read_bytes()

@@ -36,6 +36,15 @@ def test_report_keeps_all_and_names_one_other_row():
     assert [r.row.messages for r in results] == [r.messages for r in rows]
 
 
+def test_whether_an_earlier_answer_is_learnt_makes_no_other_context():
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "wrong", "learnt": False}]
+    marked = Row([*asked, *row("up", "yes").messages], "t.csv", 1, "messages")
+    plain = Row(
+        [asked[0], {"role": "assistant", "content": "wrong"}, *row("up", "no").messages], "t.csv", 2, "messages"
+    )
+    assert [type(result) for result in resolve([marked, plain], "drop")] == [Dropped, Dropped]
+
+
 def test_drop_drops_all_rows_of_the_prompt():
     rows = [row("up", "yes", 1), row("other", "no", 2), row("up", "no", 3), row("up", "yes", 4)]
     first, kept, second, third = resolve(rows, "drop")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judged import judged
 
 from tunesmith.core.records import Dropped, Kept, Row, normalised
-from tunesmith.data import sketches
+from tunesmith.data import sketches, traits
 from tunesmith.data.cleaning import dedup
 from tunesmith.data.traits import prompt_text
 
@@ -60,6 +60,16 @@ def test_the_same_prompt_and_answer_is_a_duplicate_of_the_first():
 def test_rows_that_differ_in_what_counts_both_stay(one, two):
     assert list(exact([one, two])) == [Kept(one), Kept(two)]
     assert list(near([one, two], 0.6)) == [Kept(one), Kept(two)]
+
+
+def test_a_row_with_an_answer_that_is_not_learnt_repeats_none_in_which_it_is():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "wrong"}, *row("and now?").messages]
+    marked = [turns[0], {**turns[1], "learnt": False}, *turns[2:]]
+    rows = [Row(messages, "a.jsonl", line, "messages") for line, messages in enumerate((turns, marked, marked), 1)]
+    assert kept_lines(exact(rows)) == [1, 2]
+    assert kept_lines(near(rows, 0.9)) == [1, 2]
+    kinds = traits.of(rows, traits.compared, traits.COMPARED)["kind"]
+    assert kinds[0] != kinds[1] == kinds[2]
 
 
 def test_one_row_twice_is_a_duplicate():

@@ -136,6 +136,15 @@ def test_a_score_of_the_projects_own_decides(tmp_path):
     assert reasons(filters.toxicity(rows[:2], Toxicity(above=0.7, score=path))) == [None, None]
 
 
+def test_an_answer_that_is_not_learnt_is_scored_only_where_all_texts_are(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    first = row("hi", "the weather", learnt=False)
+    both = Row([*first.messages, *row("and?", "fine").messages], "a", 1, "messages")
+    assert reasons(filters.toxicity([both], Toxicity(above=0.5, score=path))) == [None]
+    assert reasons(filters.toxicity([both], Toxicity(above=0.5, score=path, where="all"))) == ["toxic"]
+
+
 @pytest.mark.parametrize(("code", "why"), [
     ("def score(text): return 2", "it returned 2"), ("def score(text): return 'a'", "it returned 'a'"),
     ("def score(text): return text.x", "AttributeError"), ("x = 1", "on each text"),

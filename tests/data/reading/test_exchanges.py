@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from tunesmith.core import store
 from tunesmith.core.data_section import Fields, Source
 from tunesmith.data import load
-from tunesmith.data.reading import shapes
-from tunesmith.data.reading.values import Unusable
+from tunesmith.data.reading import exchanges, shapes
+from tunesmith.data.reading.values import Unusable, plain_record
 
 P, C = {"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -197,3 +198,11 @@ def test_a_group_column_names_the_thread_by_a_hash() -> None:
     with pytest.raises(Unusable) as refusal:
         shapes.read({"prompt": "p", "completion": "c", "usr": 7}, fields, None, [])
     assert "`fields.group` names `user`" in refusal.value.fix
+
+
+@pytest.mark.parametrize("name", sorted(exchanges.NAMES))
+def test_a_column_of_a_log_that_json_cannot_hold_is_told_by_its_name(name: str) -> None:
+    record = {"request": REQUEST, "response": said()} | {name: {**REQUEST, "latency": timedelta(1)}}
+    with pytest.raises(Unusable, match="a value that JSON cannot hold") as refusal:
+        plain_record(record, shapes.NAMES, [])
+    assert f"the timedelta in `{name}`" in refusal.value.fix

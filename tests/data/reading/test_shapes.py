@@ -245,12 +245,30 @@ def test_an_answer_that_is_labelled_as_bad_stays_out_where_fields_name_the_colum
     with pytest.raises(Unusable, match="answer labelled as bad"):
         read({"talk": [HUMAN, GPT], "kto_tag": "False"}, {"messages": "talk"})
     with pytest.raises(Unusable, match="answer labelled as bad"):
-        read({"prompt": "p", "completion": "c", "label": 0}, {"prompt": "prompt", "answer": "completion"})
+        read({"prompt": "p", "completion": "c", "kto_tag": 0}, {"prompt": "prompt", "answer": "completion"})
     assert turns({"prompt": "p", "completion": "c", "label": 0}, {"prompt": "prompt", "answer": "label"})[-1][1] == "0"
     assert turns({"text": "p", "label": 0}) == [("user", "p"), ("assistant", "0")]
     assert turns({**record, "label": True}, {"prompt": "ask", "answer": "tell"}) == [("user", "p"), ("assistant", "c")]
     assert turns(record, {"prompt": "ask", "answer": "label"})[-1] == ("assistant", "false")
     assert turns({"ask": "p", "label": False}, {"prompt": "ask"})[-1] == ("assistant", "false")
+
+
+@pytest.mark.parametrize("label", [0, "0", 1])
+def test_a_label_of_0_or_1_is_a_class_where_fields_name_prompt_and_answer(label):
+    record = {"prompt": "p", "completion": "c", "label": label}
+    assert read(record, {"prompt": "prompt", "answer": "completion"}).messages == [P, C]
+    assert shapes.label_of(record, Fields(prompt="prompt", answer="completion")) is None
+    assert shapes.label_of(record, Fields(group="id")) == "label"
+
+
+@pytest.mark.parametrize(("label", "value", "way_out"), [
+    ("label", 0, "as a class, say in the source which columns count, `fields: {prompt: ..., answer: ...}`"),
+    ("label", False, "name it otherwise"), ("kto_tag", 0, "name it otherwise"),
+])  # fmt: skip
+def test_the_refusal_of_a_bad_answer_names_the_way_out(label, value, way_out):
+    with pytest.raises(Unusable, match="answer labelled as bad") as refusal:
+        read({"prompt": "p", "completion": "c", label: value})
+    assert refusal.value.fix.endswith(f"where that column says something else, {way_out}")
 
 
 @pytest.mark.parametrize(("fields", "told"), [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.reading.values import Unusable, advice, compact, decode, plain, plain_record, repaired
+from tunesmith.data.reading.values import Unusable, advice, compact, decode, plain, plain_record, repaired, seconds
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
@@ -67,6 +67,19 @@ def test_depth_ends_in_a_reason():
     with pytest.raises(Unusable, match="nested too deeply"):
         decode("[" * 100_000)
     orjson.dumps(plain(decode("[" * 100 + "]" * 100), []))
+
+
+@pytest.mark.parametrize("per_second", [1, 10**3, 10**6, 10**9])
+@pytest.mark.parametrize("at", [946_684_800, 1_769_860_800, 4_102_444_799])
+def test_a_time_of_this_century_may_be_in_finer_units(at, per_second):
+    assert seconds(at * per_second) == seconds(str(at * per_second)) == at
+
+
+@pytest.mark.parametrize("number", [10**11, 5 * 10**11, 10**13, 10**14, 10**16, 10**17, 10**19])
+def test_any_other_number_keeps_its_order(number):
+    before, itself, behind = map(seconds, (number - number // 10**6, number, number + number // 10**6))
+    assert itself == number
+    assert before < itself < behind
 
 
 PICTURE, DURATION = {"bytes": b"\x89PNG", "path": "a.png"}, datetime.timedelta(1)

@@ -84,6 +84,12 @@ def _records(path: Path) -> Iterator[tuple[str, readers.Record]]:
             skipped = collect.told(one for one in found if isinstance(one, collect.Skipped))
             raise collect.nothing_to_read(path, skipped, files.EXAMPLES)
         for item in items:
+            if item.path.suffix.lower() in files.DOCUMENTS:
+                raise ConfigError(
+                    f"data.clean.benchmarks: {item.name} is a document",
+                    "the questions of a benchmark are read from files of examples, each with a prompt",
+                    f"write its questions to a file of examples ({files.EXAMPLES}) and name that, or take it out",
+                )
             for record in files.records(item.path):
                 yield item.name, record
 

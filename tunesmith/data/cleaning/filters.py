@@ -155,8 +155,9 @@ def toxicity(rows: Iterable[Row], limit: Toxicity) -> Iterator[Kept | Dropped]:
 
 
 def _judged(row: Row, where: str) -> list[str]:
-    roles = ("assistant",) if where == "answers" else ("user", "assistant")
-    return [str(m["content"]) for m in row.messages if m["role"] in roles]
+    if where == "answers":
+        return [str(m["content"]) for m in row.messages if m["role"] == "assistant" and m.get("learnt", True)]
+    return [str(m["content"]) for m in row.messages if m["role"] in ("user", "assistant")]
 
 
 def _scores() -> Callable[[list[str]], list[float]]:

@@ -21,6 +21,11 @@ Object = dict[str, Any]
 
 _SIGNS = frozenset({"request", "body", "response", "choices", "output"})
 _ANSWERS = frozenset({"choices", "error", "status_code", "role"})  # what tells a response from any other object
+NAMES = frozenset((
+    *_SIGNS, "messages", "input", "prompt", "completion", "instructions", "system", "tools", "functions", "error",
+    "status_code", "finish_reason",
+))  # fmt: skip
+"""The columns in which something is looked for."""
 _SAYS = frozenset({"output", "message", "content", "body"})  # what one has that stands beside a request
 _OTHER_PROMPTS = frozenset({"instruction", "question", "query"})  # beside one of these, `input` is what it is about
 _CUT_OFF = (

@@ -40,7 +40,7 @@ _OPENAI_PAIR = ("preferred_output", "non_preferred_output")
 _LABELS = ("label", "kto_tag")
 NAMES = frozenset((
     *_CONVERSATION, *_SYSTEM, *columns.INPUT, *_PROMPTS, *(prompt for prompt, _ in _PAIRS), *_ANSWERS, *_LABELS,
-    *_OPTIONS, *_OPENAI_PAIR, "chosen", "rejected", "history", "tools", "functions",
+    *_OPTIONS, *_OPENAI_PAIR, *exchanges.NAMES, "chosen", "rejected", "history",
 ))  # fmt: skip
 """The columns in which something is looked for."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # how Anthropic's HH-RLHF writes a conversation
@@ -182,7 +182,7 @@ def _explicit(record: Record, others: Record, fields: Fields, notes: list[str]) 
                 f"`fields.{part}` names `{short(name)}`, but this record has {named(record)}{hint}",
             )
     if fields.messages or fields.answer:
-        label = label_of(record)
+        label = label_of(record, fields)
         _refuse_bad(record, label if label in others else None)
     if fields.messages:
         turns = columns.turn_list(record[fields.messages], fields.messages, notes)
@@ -280,28 +280,33 @@ def _kto(record: Record, notes: list[str]) -> Reading | None:
     return reading._replace(shape="kto")
 
 
-def label_of(record: Record) -> str | None:
+def label_of(record: Record, fields: Fields | None = None) -> str | None:
     """The column that tells good answers from bad ones, if there is one."""
-    return next((key for key in _LABELS if key in record and _truth(record, key) is not None), None)
+    by_fields = bool(fields and fields.prompt and fields.answer)
+    return next((key for key in _LABELS if key in record and _truth(record, key, by_fields) is not None), None)
 
 
 def _refuse_bad(record: Record, label: str | None) -> None:
     if label is not None and not _truth(record, label):
+        is_number = label != "kto_tag" and _truth(record, label, by_fields=True) is None
+        say = "say in the source which columns count, `fields: {prompt: ..., answer: ...}`"
         raise Unusable(
             "answer labelled as bad",
             f"leave it out: where `{label}` is {short(record[label])}, a row can train preference methods, not "
-            "supervised tuning; where that column says something else, name it otherwise",
+            "supervised tuning; where that column says something else, "
+            + (f"as a class, {say}" if is_number else "name it otherwise"),
         )
 
 
-def _truth(record: Record, label: str) -> bool | None:
+def _truth(record: Record, label: str, by_fields: bool = False) -> bool | None:
     """A label's truth. In CSV it is text, and to read it as an ordinary column would let the bad answers in. 0 and 1
-    may be any two classes: they say good and bad under a name that means nothing else, and beside a completion."""
+    may be any two classes: they say good and bad under a name that means nothing else, and beside a completion, unless
+    prompt and answer are named `by_fields`."""
     written = compact(record[label]).strip().lower() if isinstance(record[label], str | bool | int | float) else ""
     if written in ("true", "false"):
         return written == "true"
-    says = label == "kto_tag" or (columns.has(record, "prompt") and columns.has(record, "completion"))
-    return {"0": False, "0.0": False, "1": True, "1.0": True}.get(written) if says else None
+    beside = not by_fields and columns.has(record, "prompt") and columns.has(record, "completion")
+    return {"0": False, "0.0": False, "1": True, "1.0": True}.get(written) if beside or label == "kto_tag" else None
 
 
 def _messages(record: Record, notes: list[str]) -> Reading | None:

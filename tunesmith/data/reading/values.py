@@ -19,7 +19,8 @@ NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))  # to be taken out where 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_LEVELS = 100  # orjson writes 254 levels and Python recurses some 1,000 deep; no real record comes near either
 _DAY = re.compile(r"(?:19|20)\d{6}")
-_FINER = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # times above the first figure have so many units in a second
+_FINER = (1e3, 1e6, 1e9)  # of such units a second has so many
+_YEARS = (946_684_800, 4_102_444_800)  # 2000 to 2100, in seconds since 1970
 _MAX_BITS = 4096  # Python refuses to write whole numbers of more than 4,300 digits
 
 
@@ -172,8 +173,9 @@ def parse(text: str, notes: list[str]) -> Any:
 
 
 def seconds(value: Any) -> float | None:
-    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too. Numbers so large that
-    they would be thousands of years hence are milliseconds or microseconds, and eight digits may be a day."""
+    """Seconds since 1970; of a number, the number itself, so that versions can be counted, too. A number that is a time
+    between 2000 and 2100 in milliseconds, microseconds or nanoseconds is taken for one, and eight digits may be a day.
+    """
     if value in (None, ""):
         return None
     with suppress(ValueError):
@@ -181,7 +183,8 @@ def seconds(value: Any) -> float | None:
             return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     with suppress(TypeError, ValueError, OverflowError):
         if math.isfinite(number := float(value)):
-            return next((number / per_second for least, per_second in _FINER if abs(number) > least), number)
+            in_seconds = (number / per_second for per_second in _FINER)
+            return next((one for one in in_seconds if _YEARS[0] <= one < _YEARS[1]), number)
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
