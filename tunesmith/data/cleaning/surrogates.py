@@ -155,7 +155,8 @@ def _key(value: str, number: int) -> str:
         )
     begin = KEY_BEGINS.match(value)
     kept = begin[0] if begin else ""
-    return kept + _drawn(value[len(kept) :], f"key {number}")
+    owner = re.sub(r"\d{8,}", lambda match: _drawn(match[0], f"owner {number}"), kept)  # the number of a Telegram bot
+    return owner + _drawn(value[len(kept) :], f"key {number}")
 
 
 def _jwt(value: str, number: int) -> str:
