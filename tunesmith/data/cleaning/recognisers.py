@@ -360,8 +360,8 @@ HOSTS_4 = [
         "ip",
         re.compile(
             r"""(?<![a-z])(?:(?:v|ver|version|release|build|revision|patch|up(?:date|grade)d?\ to|assembly
-            | firmware(?:\ update)?|software\ update|kernel|section|chapter|clause|article|paragraph|figure|fig|appendix|§)
-              [\s.:="']{0,3}\d[\d.]*
+            | firmware(?:\ update)?|software\ update|kernel|section|chapter|clause|article|paragraph|figure|fig|appendix
+            | §)[\s.:="']{0,3}\d[\d.]*
             | (?:library|package|app|software|driver|sdk|(?:i|mac|ipad|watch|tv)os|android|windows|linux|php|python|java
             | table)[\s.:="']{0,3}(?:1?\d|2[0-5])\.[\d.]*)                  # what else may have an address
           | (?:(?<![\w.-])|(?<=\d\.\d-)|(?<=\.\d\d-)|(?<=\.\d{3}-))(?<![\w]/)(?<![=<>~]=)
