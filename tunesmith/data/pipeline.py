@@ -41,7 +41,7 @@ from tunesmith.data.cleaning import (
 from tunesmith.data.cleaning.benchmarks import Questions
 from tunesmith.data.traits import Finding, Places, Ruling, Traits, prompt_text
 
-VERSION = 6
+VERSION = 7
 
 Stage = Callable[[Iterable[Row]], Iterator[Kept | Dropped]]
 Judgement = Callable[[Traits, Places], Iterable[Ruling | Finding]]
