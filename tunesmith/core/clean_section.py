@@ -119,7 +119,7 @@ class Clean(Section):
     personal_data: Literal["replace", "surrogate", "drop", "report"] = "report"
     """E-mail and IP addresses, phone, card, bank account and US social security numbers, keys, passwords and tokens:
     put a placeholder such as [EMAIL_1] or a value of the same kind that is nobody's, the same one throughout the row;
-    drop the row; or only count them. Private IP addresses and those of resolvers, as 8.8.8.8, are nobody's."""
+    drop the row; or only count them. IP addresses that are private, or of four single digits as 8.8.8.8, stay."""
     find_personal: InputFile | None = None
     """A Python file with `find(text) -> [(kind, start, end), ...]`, for names and addresses, which have no shape. What
     it imports is not watched."""

@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunesmith.core.records import Kept, Row
@@ -90,6 +90,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES).map("".join))
+@example("\ufe0f\u200d👩")
 def test_the_second_time_changes_nothing(text):
     once, _ = mended(text)
     assert mended(once) == (once, [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -24,7 +25,7 @@ from tunesmith.core.records import Dropped, Kept, Row
 from tunesmith.data import plugin, strings
 from tunesmith.data.cleaning import recognisers, surrogates
 from tunesmith.data.cleaning.answers import parse_json
-from tunesmith.data.cleaning.recognisers import Find, Recogniser
+from tunesmith.data.cleaning.recognisers import Find, Recogniser, digits_of
 from tunesmith.data.reading.values import NO_DIGIT
 
 FindAll = Callable[[str], list[Find]]
@@ -55,6 +56,13 @@ _RECURRING = 1_000  # characters of a label or a system message, which may stand
 _SHOWN = 4  # items of a list, where an error tells what it is
 _TELLING = 6  # characters of a value that is replaced also where nothing but the value tells what it is
 _INNER = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # from a letter or digit to another
+_FEWEST = 7  # digits of a number that is replaced in any layout
+_TOLD = 4  # characters of a number that tell whether it may be one of the row's
+_START = re.compile(rf"(?<!\w)(?=\d|[A-Za-z]{{2}}{surrogates.BETWEEN}\d\d)")
+_PIECE = re.compile(rf"{surrogates.BETWEEN}(\w+)")
+_LAID_OUT = re.compile(rf"\(?\+?(?:\d|[A-Za-z]{{2}}{surrogates.BETWEEN}\d\d)\w*+(?:{surrogates.BETWEEN}\w++)*+")
+_PART = re.compile(r"(?<=\d[.,])|(?=[.,]\d)")
+_DECIMAL = re.compile(r"\d\.\d+")
 _KIND = re.compile(r"[^\W\d_][\w -]{0,30}")
 
 
@@ -253,57 +261,87 @@ def _replaced(
 ) -> Row:
     """The row with another value for each that was found, wherever it stands: the same for the same, and none that the
     row held before."""
-    held = "\n".join(strings.of_row(row))
+    held = "\n".join(strings.of_row(row)).casefold()
     taken = {surrogates.same(kind, value) for value, kind in values.items()}
-    again = _recurring(values, held)
-    held = held.casefold()
-    given: dict[tuple[str, str], str] = {}
+    again = _recurring(values)
+    given: dict[tuple[str, ...], str] = {}
+    counted: Counter[str] = Counter()
 
     def new_value(kind: str, value: str) -> str:
-        known = surrogates.same(kind, value)
-        known = next((one for one in given if surrogates.are_one(one, known)), known)
-        if known not in given:
-            for number in count(1 + sum(of_kind == known[0] for of_kind, _ in given)):
-                new = stand_in(kind, value, number)
-                if surrogates.same(kind, new) not in taken and new.casefold() not in held:
-                    break
-            taken.add(surrogates.same(kind, new))
-            given[known] = new
-        return surrogates.laid_out(kind, value, given[known])
+        group, more = surrogates.same(kind, value)[0], surrogates.extension(kind, value)
+        known = [given[key] for form in surrogates.read(kind, value) if (key := (group, form, more)) in given]
+        if known:
+            return surrogates.laid_out(kind, value, known[0])
+        for number in count(counted[group] + 1):
+            new = stand_in(kind, value, number)
+            if surrogates.same(kind, new) not in taken and new.casefold() not in held:
+                break
+        counted[group] += 1
+        taken.add(surrogates.same(kind, new))
+        for form in surrogates.writings(kind, value):
+            given.setdefault((group, form, more), new)
+        return surrogates.laid_out(kind, value, new)
 
     def cleaned(text: str) -> str:
-        found = find_all(text)
-        for match in again.finditer(text):
-            start, stop = match.span()
-            found = [one for one in found if one[1] < start or one[2] > stop or one[1:] == (start, stop)]
-            _enter(found, (match.lastgroup or values[match[0]], start, stop))
         parts, end = [], 0
-        for kind, start, stop in found:
-            parts += [text[end:start], new_value(kind, text[start:stop])]
-            end = stop
+        for kind, start, stop in sorted([*find_all(text), *again(text)], key=lambda one: (one[1], -one[2])):
+            if start >= end:
+                parts += [text[end:start], new_value(kind, text[start:stop])]
+                end = stop
         return "".join([*parts, text[end:]])
 
     return strings.changed(row, cleaned)
 
 
-def _recurring(values: dict[str, str], held: str) -> re.Pattern[str]:
-    """A pattern for the values wherever they stand, and for numbers in other layouts, in a group of their kind's name;
-    most rows hold none, and to compile it takes long."""
-    long = sorted((value for value in values if len(value) >= _TELLING), key=len, reverse=True)
-    groups = []
-    for kind in surrogates.NUMBERS:
-        of_kind = [value for value in long if values[value] == kind]
-        rest = surrogates.squeezed(re.sub(_literal(of_kind), "|", held)) if of_kind else ""
-        forms = {surrogates.writings(kind, value, rest) for value in of_kind} - {""}
-        groups += [f"(?P<{kind}>{'|'.join(sorted(forms))})"] if forms else []
-    if not groups:
-        return re.compile(_literal(long))
-    number = rf"(?<!\w)(?<!\d[.,])(?:\((?=\+?\d{{1,5}}\)))?(?:{'|'.join(groups)})(?!\w|[.,]\d)"
-    return re.compile(rf"{_literal(long)}|(?i:{number})")
+def _recurring(values: dict[str, str]) -> Callable[[str], list[Find]]:
+    """Finds the values wherever they stand, and numbers in other layouts too."""
+    told = {v: kind for v, kind in values.items() if kind in surrogates.NUMBERS and len(digits_of(v)) >= _FEWEST}
+    numbers = {v: kind for v, kind in told.items() if _LAID_OUT.fullmatch(v)}
+    forms = {form: kind for v, kind in numbers.items() for form in surrogates.writings(kind, v)}
+    others = sorted((v for v in values if v not in numbers and len(v) >= _TELLING), key=len, reverse=True)
+    literal = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, others))})(?!\w)")
+
+    def again(text: str) -> list[Find]:
+        found = [(values[match[0]], *match.span()) for match in literal.finditer(text)] if others else []
+        return [*found, *_written(text, numbers, forms)] if numbers else found
+
+    return again
 
 
-def _literal(values: list[str]) -> str:
-    return rf"(?<!\w)(?:{'|'.join(map(re.escape, values)) or '(?!)'})(?!\w)"
+def _written(text: str, numbers: dict[str, str], forms: dict[str, str]) -> Iterator[Find]:
+    """Numbers in any layout: from each start, pieces are joined as long as a number may begin so."""
+    begins = {form[:_TOLD] for form in forms}
+    longest = max(map(len, [*numbers, *forms]))
+    end = 0
+    for first in _START.finditer(text):
+        start = at = first.start()
+        if start < end:
+            continue
+        found = None
+        number = "+" if text[start - 1 : start] == "+" else ""
+        while len(number) <= longest and (piece := _PIECE.match(text, at)):
+            number += piece[1]
+            at = piece.end()
+            abroad = number.startswith(("+", "00"))
+            if not abroad and len(number) >= _TOLD and number[:_TOLD].upper() not in begins:
+                break
+            found = _number_at(text, start, at, number, numbers, forms) or found
+        if found:
+            yield found
+            end = found[2]
+
+
+def _number_at(
+    text: str, start: int, stop: int, number: str, numbers: dict[str, str], forms: dict[str, str]
+) -> Find | None:
+    """What a number is, with the sign and the parenthesis before it; a part of another number is none, unless it stands
+    there as it was found."""
+    kind = next((forms[form] for form in surrogates.readings(number) if form in forms), None)
+    if kind and not (_PART.match(text, start) or _PART.match(text, stop) or _DECIMAL.fullmatch(text, start, stop)):
+        start -= number.startswith("+")
+        opened = text[start - 1 : start] == "(" and text.count(")", start, stop) > text.count("(", start, stop)
+        return kind, start - opened, stop
+    return (numbers[text[start:stop]], start, stop) if text[start:stop] in numbers else None
 
 
 def _answers(row: Row) -> list[str]:

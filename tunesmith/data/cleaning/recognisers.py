@@ -204,6 +204,10 @@ _SSN = r"(?!000|666|9)\d{3}(?P<gap>[\ .-]?)(?!00)\d\d(?P=gap)(?!0000)\d{4}"
 _SSN_NAME = r"(?:ssn\b\)?|social\ security(?:\ (?:number|no\.?))?(?:\ \(ssn\))?)"
 _GROUPS = r"\(?\d{2,4}\)?(?:[\ -]\d{2,6}){1,3}"
 
+_DOT = r"(?:\ [\[(]dot[\])]\ |[\[(]dot[\])])"
+_ENDINGS = """com|org|net|edu|gov|mil|info|io|ai|co|eu|de|at|ch|uk|ie|fr|be|nl|es|pt|pl|cz|dk|se|fi|gr|hu|ro|ru|tr|il|za
+    |ca|mx|br|ar|cl|au|nz|jp|cn|kr"""  # of addresses in prose, where what follows a dot may be the next sentence
+
 _GIVEN = r"""(?:\\?["'`])?(?:\s{0,2}(?:=>|:=|[:=>])\s{0,2}|\ (?:is|was)\ )(?P<quote>\\?["'`])?+"""
 _WHOLE = r"""(?P<value>(?(quote)[^\s"'`<>\\]{6,200}+(?=\\?["'`])|[^\s"'`<>\\,;]{6,200}(?<![.:?)])))"""
 
@@ -285,9 +289,9 @@ SPELT_OUT = [
     Recogniser(
         "email",
         re.compile(
-            r"""(?<![\w.+%-])(?P<value>[a-z\d][\w.+%-]{0,63}\ ?[\[(]at[\])]\ ?
-            [a-z\d][a-z\d-]{0,62}(?:(?:\.|\ ?[\[(]dot[\])]\ ?)[a-z\d-]{1,63}){0,7}
-            (?:\.|\ ?[\[(]dot[\])]\ ?)[a-z]{2,24})(?![\w(]|[-.]\w)""",
+            rf"""(?<![\w.+%-])(?P<value>[a-z\d][\w.+%-]{{0,63}}(?P<gap>\ ?)[\[(]at[\])](?P=gap)
+            [a-z\d][a-z\d-]{{0,62}}(?:(?:\.|{_DOT})[a-z\d-]{{1,63}}){{0,7}}
+            (?:{_DOT}[a-z]{{2,24}} | \.(?-i:{_ENDINGS})))(?![\w(]|[-.]\w)""",
             re.VERBOSE | re.IGNORECASE | re.ASCII,
         ),
         lambda value: True,
@@ -355,10 +359,12 @@ HOSTS_4 = [
     Recogniser(  # a version or a chapter matches without a value
         "ip",
         re.compile(
-            r"""(?<![a-z])(?:v|ver|version|release|build|revision|patch|up(?:date|grade)d?\ to|assembly|library|package
-            | app|(?:firm|soft)ware(?:\ update)?|driver|kernel|sdk|(?:i|mac|ipad|watch|tv)os|android|windows|linux|php
-            | python|java|section|chapter|clause|article|paragraph|figure|fig|table|appendix|§)[\s.:="']{0,3}\d[\d.]*
-          | (?:(?<![\w.-])|(?<=\.\d\d-)|(?<=\.\d{3}-))(?<![\w]/)(?<![=<>~]=)
+            r"""(?<![a-z])(?:(?:v|ver|version|release|build|revision|patch|up(?:date|grade)d?\ to|assembly
+            | firmware(?:\ update)?|software\ update|kernel|section|chapter|clause|article|paragraph|figure|fig|appendix
+            | §)[\s.:="']{0,3}\d[\d.]*
+            | (?:library|package|app|software|driver|sdk|(?:i|mac|ipad|watch|tv)os|android|windows|linux|php|python|java
+            | table)[\s.:="']{0,3}(?:1?\d|2[0-5])\.[\d.]*)                  # what else may have an address
+          | (?:(?<![\w.-])|(?<=\d\.\d-)|(?<=\.\d\d-)|(?<=\.\d{3}-))(?<![\w]/)(?<![=<>~]=)
             (?P<value>\d{1,3}(?:\.\d{1,3}){3})(?!\w|\.\w|-(?!\d{1,3}(?:\.\d{1,3}){3})\w|(?<=\.0)/\d|/\d{3})""",
             re.VERBOSE | re.IGNORECASE | re.ASCII,
         ),

@@ -38,7 +38,7 @@ _INVISIBLE = re.compile(
   | [\u00ad\u2060-\u2064\u206a-\u206f\u3164\uffa0\ufeff\ufff9-\ufffb]
   | \u200b(?<![{_UNSPACED}]\u200b)(?![{_UNSPACED}])
   | \u200c(?<![{_JOINING}]\u200c)
-  | \u200d(?<![{_JOINING}]\u200d)(?!(?<=[{_PICTURES}\ufe0f]\u200d)[{_PICTURES}])
+  | \u200d(?<![{_JOINING}]\u200d)(?!(?:(?<=[{_PICTURES}]\u200d)|(?<=[{_PICTURES}]\ufe0f\u200d))[{_PICTURES}])
   | [\ufe00-\ufe0f](?<![{_PICTURES}{_IDEOGRAPHS}{_JOINING}0-9\#*].)
   | [\U000e0100-\U000e01ef](?<![{_IDEOGRAPHS}].)
   | (?P<flag>\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f) | [\U000e0000-\U000e007f]+""",

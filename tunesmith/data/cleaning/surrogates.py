@@ -37,9 +37,9 @@ _FICTIONAL = [
     (r"(\+490?|0)30\d{8}", "3023125", 3),  # Germany, Bundesnetzagentur
 ]
 NUMBERS = ("card", "iban", "phone", "ssn")
-_FEWEST = 7  # digits of a number that is replaced in any layout
-_NATIONAL = 9  # digits of a phone number that tell it from others
-_BETWEEN = re.compile("[ \u00a0\u2000-\u200a\u202f().\u2010-\u2013/-]{0,3}")
+_NATIONAL = 9  # digits of a phone number that tell it from others without the code of its country
+_COUNTRY = re.compile(r"[17]|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|\d{3}")
+BETWEEN = "[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000().\u2010-\u2013/-]{0,3}"
 _EXTENSION = re.compile(r"\ ?(?:x|ext).*", re.IGNORECASE)
 _FIXED = re.compile(r"(-----[^-]+-----|\\.)")  # of a PEM block: its head and foot, and escaped ends of lines
 
@@ -53,30 +53,47 @@ def same(kind: str, value: str) -> tuple[str, str]:
     return kind, re.sub(r"\W", "", value).upper() if kind in NUMBERS else value.casefold()
 
 
-def are_one(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Whether values, in the form of `same`, are one; a phone number is also with and without the code of its
-    country."""
-    short, long = sorted((one[1], other[1]), key=len)
-    abroad = one[0] == other[0] == "phone" and len(short) >= _NATIONAL and len(long) <= len(short) + 3
-    return one == other or (abroad and long.endswith(short))
+def readings(number: str) -> list[str]:
+    """What a number may be, without what stands between its digits: itself, or a phone number with the code of its
+    country, or one that is known without it, as *2125550147."""
+    number = re.sub("^00", "+", number.upper())
+    country = _COUNTRY.match(number, 1) if number.startswith("+") else None
+    if not country:
+        return [number]
+    national = number[country.end() :].lstrip("0")
+    return [f"+{country[0]}{national}", f"*{national}"]
 
 
-def squeezed(text: str) -> str:
-    """Without what may stand between the digits of a number."""
-    return _BETWEEN.sub("", text).upper()
+def read(kind: str, value: str) -> list[str]:
+    """The `readings` of a phone number that was found, its extension aside; of anything else its one form."""
+    bare = re.sub(r"[^\d+]", "", _EXTENSION.sub("", value))
+    return readings(bare) if kind == "phone" else [same(kind, value)[1]]
 
 
-def writings(kind: str, value: str, rest: str) -> str:
-    """A pattern for a number in any layout; a phone number with and without the code of its country. Empty where the
-    rest of its row, `squeezed`, does not hold it."""
-    plain = same(kind, _EXTENSION.sub("", value) if kind == "phone" else value)[1]
-    code, abroad = "", kind == "phone" and len(plain) >= _NATIONAL
-    if len(digits_of(plain)) < _FEWEST or (plain[-_NATIONAL:] if abroad else plain) not in rest:
-        return ""
-    known = min(3, len(plain) - _NATIONAL) if abroad else 0
-    for digit in plain[:known]:
-        code = rf"(?:{code}{digit}{_BETWEEN.pattern})?"
-    return (r"\+?\d{0,3}" if abroad else "") + code + _BETWEEN.pattern.join(plain[known:])
+def writings(kind: str, value: str) -> list[str]:
+    """All readings in which a value may be met; a phone number with and without the code of its country, where it
+    shows one, and with any, where it does not."""
+    forms = read(kind, value)[:1]
+    if kind != "phone":
+        return forms
+    number, national = forms[0], read(kind, value)[-1].lstrip("*0")
+    if number.startswith("+"):
+        forms.append(number[1:])
+    if len(national) < _NATIONAL:
+        return forms
+    if number.startswith("+"):
+        return [*forms, national] if number.startswith("+1") else [*forms, national, f"0{national}"]
+    forms += [national, f"*{national}"]
+    if re.fullmatch(r"1[2-9]\d{9}", number):  # of North America, perhaps
+        forms += [f"+{number}", number[1:]]
+    elif re.fullmatch(r"[2-9]\d{9}", number):
+        forms.append(f"1{number}")
+    return forms
+
+
+def extension(kind: str, value: str) -> str:
+    match = _EXTENSION.search(value) if kind == "phone" else None
+    return match[0].casefold() if match else ""
 
 
 def placeholder(kind: str, value: str, number: int) -> str:
@@ -155,7 +172,8 @@ def _key(value: str, number: int) -> str:
         )
     begin = KEY_BEGINS.match(value)
     kept = begin[0] if begin else ""
-    return kept + _drawn(value[len(kept) :], f"key {number}")
+    owner = re.sub(r"\d{8,}", lambda match: _drawn(match[0], f"owner {number}"), kept)  # the number of a Telegram bot
+    return owner + _drawn(value[len(kept) :], f"key {number}")
 
 
 def _jwt(value: str, number: int) -> str:
