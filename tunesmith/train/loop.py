@@ -179,7 +179,7 @@ class Run:
         exact_bytes = self.master.exact_bytes // self.processes.divided_by
         held = memory.resident_bytes()
         usual = self.processes.count == 1 and not self.outcome.steps and not self.scorer.notes
-        usual &= exact_bytes < held // 10  # a first pass with large gradients takes up to 2 % less than later ones
+        usual &= exact_bytes < held // 10  # with large gradients a process's first pass may take 2 % less
         room = memory.Room(
             self._limit_bytes(),
             held=held,
